@@ -1,0 +1,248 @@
+"""What happens to a round machine, and what it asks for in return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from node.protocol.messages import Message
+
+# ---- events ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Our own enclave has its data and model: the state's digest and the lengths of the two kinds of round."""
+
+    state: bytes
+    parameters: int
+    statistics: int
+
+
+@dataclass(frozen=True)
+class Received:
+    """A verified frame came from the neighbour ``peer``. ``frame`` is what to pass on."""
+
+    peer: str
+    sender: str
+    recipient: str
+    message: Message
+    frame: Any = None
+
+
+@dataclass(frozen=True)
+class Room:
+    """A neighbour consumed something; ``pending`` items to it are still on their way."""
+
+    peer: str
+    pending: int
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """Our enclave encrypted the next segment of our own update."""
+
+    round: int
+    segment: int
+    ciphertexts: bytes
+
+
+@dataclass(frozen=True)
+class Contributed:
+    """At the key holder: our enclave gave its integers to the key room."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class OwnLost:
+    """Our own enclave gives nothing (more) in this round."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The sum that :class:`Merge` asked for."""
+
+    round: int
+    segment: int
+    ciphertexts: bytes
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The key room opened and checked a segment: the exact integers, the key holder's own included."""
+
+    round: int
+    segment: int
+    integers: bytes
+
+
+@dataclass(frozen=True)
+class OpeningRefused:
+    """The key room gives nothing: a check failed, or its ledger forbids it."""
+
+    round: int
+    segment: int
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The totals are applied; the state now has this digest."""
+
+    round: int
+    state: bytes
+
+
+@dataclass(frozen=True)
+class Expired:
+    """A timer of ours."""
+
+    timer: str
+
+
+Event = (
+    Ready | Received | Room | Sealed | Contributed | OwnLost | Merged | Opened | OpeningRefused | Applied | Expired
+)
+
+# ---- commands -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Send:
+    """Sign for ``recipient`` (``""``: for everyone) and send to the neighbour ``peer``."""
+
+    peer: str
+    message: Message
+    recipient: str
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Pass a frame on as it came."""
+
+    peer: str
+    frame: Any
+
+
+@dataclass(frozen=True)
+class Consume:
+    """One item from this neighbour is done with: it may send another."""
+
+    peer: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Count and log: who sent what it must not."""
+
+    who: str
+    expected: str
+    came: str
+
+
+@dataclass(frozen=True)
+class Train:
+    """Start the round's enclave."""
+
+    round: int
+    purpose: str
+
+
+@dataclass(frozen=True)
+class PullSegment:
+    """Let the enclave hand over its next encrypted segment."""
+
+    round: int
+    segment: int
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Add the parts of one segment."""
+
+    round: int
+    segment: int
+    parts: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """Write to the ledger, durably, before anything that follows."""
+
+    what: str
+    round: int
+    segment: int
+    contributors: frozenset[str]
+
+
+@dataclass(frozen=True)
+class OpenTotal:
+    """Have the key room open one segment's total over ``others``, and add our own integers if ``own``."""
+
+    round: int
+    segment: int
+    others: frozenset[str]
+    own: bool
+    ciphertexts: bytes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Keep a published segment until the close."""
+
+    round: int
+    segment: int
+    integers: bytes
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Apply the staged totals over these contributors; ``state`` is the digest that must come out, if known."""
+
+    round: int
+    purpose: str
+    contributors: frozenset[str]
+    segments: int
+    state: bytes | None
+
+
+@dataclass(frozen=True)
+class Wipe:
+    """Forget everything of this round but the state and the ledger."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class SetTimer:
+    timer: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StopTimer:
+    timer: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Tell whoever watches this node."""
+
+    what: str
+    round: int
+    contributors: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Stop:
+    """This node is done. ``error`` is None when the study is complete."""
+
+    error: str | None = None
+
+
+Command = (
+    Send | Forward | Consume | Drop | Train | PullSegment | Merge | Record | OpenTotal | Stage | Apply | Wipe
+    | SetTimer | StopTimer | Report | Stop
+)  # fmt: skip

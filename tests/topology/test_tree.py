@@ -1,0 +1,82 @@
+"""The tree in which the key holder has one neighbour only (design, section 2)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from topology import Member, Roster, TopologyError, Tree, check_placeable, place
+
+
+def roster_of(n: int, dial_out: int = 0) -> Roster:
+    names = [f"party-{i:03}" for i in range(n)]
+    return Roster(tuple(Member(name, listens=i < n - dial_out) for i, name in enumerate(names)), names[0])
+
+
+def assert_sound(tree: Tree, roster: Roster) -> None:
+    assert tree.children[roster.key_holder] == (tree.apex,)
+    assert all(len(children) <= 2 for children in tree.children.values())
+    assert sorted(tree.subtree(roster.key_holder)) == sorted(tree.parties)
+    placed = [child for children in tree.children.values() for child in children]
+    assert sorted([*placed, roster.key_holder]) == sorted(tree.parties)
+    for child, parent in tree.parent.items():
+        assert child in tree.children[parent]
+
+
+@pytest.mark.parametrize("n", range(2, 65))
+def test_key_holder_has_one_neighbour_and_everyone_is_there_once(n: int) -> None:
+    roster = roster_of(n)
+    tree = place(roster, roster.names, b"seed")
+    assert_sound(tree, roster)
+    assert tree.parties == frozenset(roster.names)
+    assert max(map(tree.depth, roster.names)) == (n - 1).bit_length(), "a complete tree is no deeper"
+
+
+@given(st.integers(3, 64), st.data())
+def test_dial_out_members_are_leaves(n: int, data: st.DataObject) -> None:
+    dial_out = data.draw(st.integers(0, (n - 1) - (n - 1) // 2))
+    roster = roster_of(n, dial_out)
+    tree = place(roster, roster.names, data.draw(st.binary(min_size=1, max_size=8)))
+    assert_sound(tree, roster)
+    for member in roster.members:
+        if not member.listens:
+            assert tree.children[member.name] == ()
+
+
+@given(st.integers(3, 40), st.data())
+def test_any_living_set_has_one_tree(n: int, data: st.DataObject) -> None:
+    roster = roster_of(n)
+    dead = data.draw(st.sets(st.sampled_from(roster.names[1:]), max_size=n - 2))
+    live = frozenset(roster.names) - dead
+    tree = place(roster, live, b"s")
+    assert_sound(tree, roster)
+    assert tree.parties == live
+    assert place(roster, sorted(live, reverse=True), b"s") == tree
+
+
+def test_the_seed_moves_the_apex() -> None:
+    roster = roster_of(9)
+    assert len({place(roster, roster.names, bytes([i])).apex for i in range(64)}) > 4
+
+
+def test_too_many_dial_out_members_are_refused_with_the_number_missing() -> None:
+    with pytest.raises(TopologyError, match="2 listening members are missing"):
+        check_placeable(roster_of(9, dial_out=6).members, "party-000")
+    with pytest.raises(TopologyError, match="must listen"):
+        check_placeable((Member("a", listens=False), Member("b")), "a")
+    with pytest.raises(TopologyError, match="at least 2 parties"):
+        check_placeable((Member("a"),), "a")
+
+
+@given(st.integers(2, 70), st.data())
+def test_contributor_sets_travel_as_bitmaps(n: int, data: st.DataObject) -> None:
+    roster = roster_of(n)
+    chosen = data.draw(st.frozensets(st.sampled_from(roster.names)))
+    bitmap = roster.to_bitmap(chosen)
+    assert roster.from_bitmap(bitmap) == chosen
+    with pytest.raises(ValueError, match="parties"):
+        roster.from_bitmap(bitmap + b"\0")
+    if n % 8:
+        with pytest.raises(ValueError, match="parties"):
+            roster.from_bitmap(b"\xff" * len(bitmap))
