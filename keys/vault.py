@@ -1,0 +1,225 @@
+"""Secrets at rest, and files that are either whole or not there.
+
+A sealed file is two lines of text and two AEAD boxes (XChaCha20-Poly1305, random nonces)::
+
+    wardtree-sealed/1
+    {"kdf":"argon2id","kind":"identity","memory_bytes":...,"operations":...,"salt":"..."}
+    box(key = argon2id(passphrase, salt), text = data key)     72 bytes
+    box(key = data key,                   text = secret)       40 bytes more than the secret
+
+Both boxes have the two lines as associated data. The secret is under a key of its own, so that this key
+can be wrapped another way (officers, a new passphrase) without touching the secret.
+"""
+
+import errno
+import os
+import secrets
+import stat
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nacl.exceptions import CryptoError
+from nacl.pwhash import argon2id
+from nacl.secret import Aead
+
+from keys.canonical import canonical, fields, parse, unhex
+from keys.errors import WardtreeError
+
+MAX_SEALED = 16 * 2**20  # bytes of a sealed file; a CKKS secret key at N=8192 is below 1 MiB
+MAX_HEADER = 512  # bytes
+
+_MAGIC = b"wardtree-sealed/1"
+_HEADER = {"kdf": (str,), "kind": (str,), "memory_bytes": (int,), "operations": (int,), "salt": (str,)}
+_WRAPPED = Aead.NONCE_SIZE + Aead.KEY_SIZE + Aead.MACBYTES
+
+
+class VaultError(WardtreeError):
+    """A file that cannot be read, written or opened."""
+
+
+@dataclass(frozen=True)
+class KdfCost:
+    """What one guess at a passphrase costs: argon2id passes over ``memory_bytes`` of memory.
+
+    The bounds hold for files as well, before the KDF runs: below them guessing is too cheap (RFC 9106
+    and OWASP's least, 2 passes over 19 MiB), above them a forged header could stop the machine.
+    """
+
+    operations: int
+    memory_bytes: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.operations <= 16:
+            raise VaultError(f"argon2id: expected 2 to 16 operations, came {self.operations}")
+        if not 19 * 2**20 <= self.memory_bytes <= 2**30:
+            raise VaultError(f"argon2id: expected 19 MiB to 1 GiB of memory, came {self.memory_bytes} bytes")
+
+
+STANDARD = KdfCost(argon2id.OPSLIMIT_MODERATE, argon2id.MEMLIMIT_MODERATE)  # 256 MiB, about 0.5 s
+FAST = KdfCost(argon2id.OPSLIMIT_INTERACTIVE, argon2id.MEMLIMIT_INTERACTIVE)  # 64 MiB, about 0.07 s
+
+
+def seal(kind: str, secret: bytes, passphrase: str, cost: KdfCost = STANDARD) -> bytes:
+    """``secret`` as the bytes of a sealed file that says it is a ``kind``.
+
+    Raises VaultError for an empty passphrase, too little memory for ``cost``, or a secret too large.
+    """
+    if len(secret) > MAX_SEALED - 4096:  # or nothing could open it again
+        raise VaultError(f"expected a secret of at most {MAX_SEALED - 4096} bytes, came {len(secret)}")
+    salt = secrets.token_bytes(argon2id.SALTBYTES)
+    header = canonical(
+        {
+            "kdf": "argon2id",
+            "kind": kind,
+            "memory_bytes": cost.memory_bytes,
+            "operations": cost.operations,
+            "salt": salt.hex(),
+        }
+    )
+    head = _head(header)
+    data_key = secrets.token_bytes(Aead.KEY_SIZE)
+    wrapped = _wrapping_box(passphrase, salt, cost).encrypt(data_key, head)
+    return head + wrapped + Aead(data_key).encrypt(secret, head)
+
+
+def unseal(data: bytes, kind: str, passphrase: str) -> bytes:
+    """The secret in the sealed file ``data``, which must be a ``kind``.
+
+    Raises VaultError or FormatError. A wrong passphrase and a changed first box look the same, as they
+    must; damage behind the first box is told, for who sees that had the passphrase.
+    """
+    magic, _, rest = data.partition(b"\n")
+    if magic != _MAGIC:
+        raise VaultError(f"expected a sealed file ({_MAGIC.decode()}), came something else")
+    header, _, boxes = rest.partition(b"\n")
+    values = fields(parse(header, MAX_HEADER), "sealed header", _HEADER)
+    if values["kdf"] != "argon2id":
+        raise VaultError(f"sealed header: kdf: expected 'argon2id', came {values['kdf']!r}")
+    if values["kind"] != kind:
+        raise VaultError(f"expected a sealed {kind!r}, came a sealed {values['kind']!r}")
+    cost = KdfCost(values["operations"], values["memory_bytes"])
+    salt = unhex(values["salt"], argon2id.SALTBYTES, "sealed header: salt")
+    head = _head(header)
+    if len(boxes) < _WRAPPED + Aead.NONCE_SIZE + Aead.MACBYTES:
+        raise VaultError("the sealed file is cut short")
+    wrapping_box = _wrapping_box(passphrase, salt, cost)
+    try:
+        data_key = wrapping_box.decrypt(boxes[:_WRAPPED], head)
+    except CryptoError:
+        raise VaultError("wrong passphrase, or the file was changed") from None
+    try:
+        return Aead(data_key).decrypt(boxes[_WRAPPED:], head)
+    except CryptoError:
+        raise VaultError("the passphrase is right, but the file was changed or damaged") from None
+
+
+def seal_file(path: Path, kind: str, secret: bytes, passphrase: str, cost: KdfCost = STANDARD) -> None:
+    """Seal ``secret`` into the new file ``path`` (0600). Raises VaultError; never overwrites."""
+    _refuse_existing(path)  # before the slow part; the write below refuses for certain
+    with naming(path):
+        data = seal(kind, secret, passphrase, cost)
+    write_private(path, data)
+
+
+def open_file(path: Path, kind: str, passphrase: str) -> bytes:
+    """The secret in the sealed file ``path``, which must be a ``kind``. Raises as ``unseal`` does."""
+    data = read_bounded(path, MAX_SEALED)
+    with naming(path):
+        return unseal(data, kind, passphrase)
+
+
+def write_private(path: Path, data: bytes, *, replace: bool = False) -> None:
+    """Write ``path`` (0600, a missing folder 0700) whole or not at all. Raises VaultError if it exists,
+    unless ``replace``, or if it cannot be written."""
+    _write(path, data, 0o600, 0o700, replace)
+
+
+def write_public(path: Path, data: bytes, *, replace: bool = False) -> None:
+    """As ``write_private``, for a file that everyone may read (0644)."""
+    _write(path, data, 0o644, 0o755, replace)
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The bytes of the regular file ``path``, at most ``limit`` of them. Raises VaultError."""
+    try:
+        # O_NONBLOCK: opening a FIFO that somebody put there must not wait for its writer.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise VaultError(f"{path}: expected a file, came something else")
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise VaultError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > limit:
+        raise VaultError(f"{path}: expected at most {limit} bytes, came more")
+    return data
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's name in front of what is wrong with it; the class of the error stays."""
+    try:
+        yield
+    except WardtreeError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _head(header: bytes) -> bytes:
+    return _MAGIC + b"\n" + header + b"\n"
+
+
+def _wrapping_box(passphrase: str, salt: bytes, cost: KdfCost) -> Aead:
+    if not passphrase:
+        raise VaultError("expected a passphrase, came an empty one")
+    # NFC: one keyboard sends "å" as one character, another as two.
+    text = unicodedata.normalize("NFC", passphrase).encode("utf-8", "surrogatepass")
+    try:
+        return Aead(argon2id.kdf(Aead.KEY_SIZE, text, salt, cost.operations, cost.memory_bytes))
+    except RuntimeError:
+        raise VaultError(f"argon2id: cannot get {cost.memory_bytes >> 20} MiB of memory") from None
+
+
+def _write(path: Path, data: bytes, mode: int, folder_mode: int, replace: bool) -> None:
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        path.parent.mkdir(folder_mode, parents=True, exist_ok=True)
+        descriptor = os.open(temporary, flags, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if replace:
+                temporary.rename(path)
+            else:
+                _put_new(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise VaultError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _put_new(temporary: Path, path: Path) -> None:
+    """Give ``temporary`` its name, unless something has it: a link refuses where a rename overwrites."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        _refuse_existing(path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+            raise
+        _refuse_existing(path)  # a memory stick's FAT has no links: look, then rename
+        temporary.rename(path)
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        raise VaultError(f"{path}: exists already, and is never overwritten")

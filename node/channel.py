@@ -1,0 +1,110 @@
+"""Messages between the processes of one node, over pipes: a length, then a msgpack map."""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+from typing import Any
+
+import msgpack
+
+_LENGTH = struct.Struct(">I")
+_CHUNK = 1 << 18
+MAX_MESSAGE = (1 << 32) - 1
+
+
+class ChannelClosedError(Exception):
+    """The other process is gone."""
+
+
+class Channel:
+    """One end of a two-way conversation. ``read`` and ``write`` are descriptors; either may be None.
+
+    A message is a dict with a ``kind`` and the fields of that kind. Writing blocks until the other side
+    has taken everything, which is all the flow control that two processes need.
+    """
+
+    def __init__(self, read: int | None, write: int | None, limit: int = MAX_MESSAGE) -> None:
+        self.read, self.write, self.limit = read, write, limit
+        self._buffer = bytearray()
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, Channel]:
+        """Two ends, joined by two pipes. The descriptors are not inherited over exec, only over fork."""
+        (read_a, write_b), (read_b, write_a) = os.pipe(), os.pipe()
+        return cls(read_a, write_a), cls(read_b, write_b)
+
+    def send(self, kind: str, **fields: Any) -> None:
+        """Send one message.
+
+        Raises:
+            ChannelClosedError: the other side is gone.
+        """
+        assert self.write is not None
+        body = msgpack.packb({"kind": kind, **fields}, use_bin_type=True)
+        view = memoryview(_LENGTH.pack(len(body)) + body)
+        try:
+            while view:
+                view = view[os.write(self.write, view) :]
+        except BrokenPipeError as error:
+            raise ChannelClosedError from error
+
+    def _readable(self, timeout: float) -> bool:
+        assert self.read is not None
+        return bool(select.select([self.read], [], [], timeout)[0])
+
+    def receive(self, timeout: float | None = None) -> dict[str, Any]:
+        """Wait for the next message.
+
+        Raises:
+            ChannelClosedError: the other side is gone, or said nothing within ``timeout`` seconds.
+        """
+        while (message := self._take()) is None:
+            if timeout is not None and not self._readable(timeout):
+                raise ChannelClosedError
+            if not self._fill():
+                raise ChannelClosedError
+        return message
+
+    def poll(self) -> dict[str, Any] | None:
+        """Read what is there, once; gives the next message if it is complete.
+
+        Call it when ``read`` is readable, and again until it gives None before waiting anew.
+
+        Raises:
+            ChannelClosedError: the other side is gone and everything it said was given out.
+        """
+        message = self._take()
+        if message is None and self._readable(0):
+            if not self._fill():
+                raise ChannelClosedError
+            message = self._take()
+        return message
+
+    def close(self) -> None:
+        for descriptor in (self.read, self.write):
+            if descriptor is not None:
+                os.close(descriptor)
+        self.read = self.write = None
+        self._buffer.clear()
+
+    def _fill(self) -> bool:
+        assert self.read is not None
+        data = os.read(self.read, _CHUNK)
+        self._buffer += data
+        return bool(data)
+
+    def _take(self) -> dict[str, Any] | None:
+        if len(self._buffer) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._buffer)
+        if length > self.limit:
+            raise ChannelClosedError
+        end = _LENGTH.size + length
+        if len(self._buffer) < end:
+            return None
+        message = msgpack.unpackb(bytes(self._buffer[_LENGTH.size : end]), raw=False, max_bin_len=MAX_MESSAGE)
+        del self._buffer[:end]
+        assert isinstance(message, dict)
+        return message

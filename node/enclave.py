@@ -1,0 +1,207 @@
+"""The enclave: the one room of a node that sees data, gradients and the update.
+
+A warm *template* is forked from the supervisor before any secret or heavy import. It imports what training
+needs, opens nothing, and forks one child per job; the child is the enclave. It reads its job from a pipe,
+answers on another, and ends, so that the kernel takes its pages back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keys.ckks import Sealer
+from keys.errors import WardtreeError
+from keys.plan import Plan
+from node import update
+from node.channel import Channel, ChannelClosedError
+from node.process import describe, name_process, reap, spawn
+from node.protocol.messages import STATISTICS
+from node.sumcheck import fingerprint
+from node.tasks.base import Setup, Task
+from node.tasks.loader import BUILTIN, load_task
+
+WARM = {"synthetic": (), "tabular": ("torch", "torch._dynamo", "pandas", "sklearn.model_selection")}
+WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
+
+
+@dataclass(frozen=True)
+class EnclaveSettings:
+    """What every enclave of a node needs to know; public, but for where the data lies."""
+
+    party: str
+    task: str
+    options: Mapping[str, Any]
+    data: Mapping[str, Any]
+    seed: int
+    home: Path
+    rounds: int
+    clip: float
+    share: float
+    plan: Plan
+    is_key_holder: bool
+
+
+def reseed() -> None:
+    """New randomness from the operating system for every generator that a fork would have copied.
+
+    Children of one template otherwise draw the same numbers, in every round and at every hospital forked
+    from it. Rounding and noise do not use these generators at all.
+    """
+    random.seed(os.urandom(32))
+    np.random.seed(np.frombuffer(os.urandom(4 * 8), dtype=np.uint32))  # a task of the user's may use it
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+
+
+# ---- the template ---------------------------------------------------------------------------------------
+
+
+def run_template(control: socket.socket, keyroom: socket.socket | None, settings: EnclaveSettings) -> None:
+    """Serve the relay: for each job a child, whose pipe ends come over ``control``. Ends with the relay.
+
+    At the key holder each child also gets a pipe of its own to the key room: its integers go there and
+    nowhere else.
+    """
+    name_process(f"template {settings.party}")
+    _warm_up(settings.task)
+    while True:
+        request, (*ends,), _, _ = socket.recv_fds(control, 16, 2)
+        if not request:
+            return
+        relay = Channel(*ends)
+        to_keyroom: Channel | None = None
+        if keyroom is not None and request == b"round":
+            from_enclave, write = os.pipe()
+            socket.send_fds(keyroom, [b"job"], [from_enclave])
+            os.close(from_enclave)
+            to_keyroom = Channel(None, write)
+        child = spawn(signal.SIGKILL, _enter, control, keyroom, relay, to_keyroom, settings)
+        handle = os.pidfd_open(child)
+        socket.send_fds(control, [b"pid"], [handle])
+        os.close(handle)
+        relay.close()
+        if to_keyroom:
+            to_keyroom.close()
+        reap(child)
+
+
+def _enter(
+    control: socket.socket,
+    keyroom_socket: socket.socket | None,
+    relay: Channel,
+    keyroom: Channel | None,
+    settings: EnclaveSettings,
+) -> None:
+    control.close()
+    if keyroom_socket:
+        keyroom_socket.close()
+    run_enclave(relay, keyroom, settings)
+
+
+def _warm_up(task: str) -> None:
+    with contextlib.suppress(ImportError):
+        for module in WARM.get(task, WARM_FOR_OTHERS):
+            importlib.import_module(module)
+    if task in BUILTIN:  # a hospital's own module is imported in the enclave only
+        importlib.import_module(BUILTIN[task].partition(":")[0])
+
+
+# ---- the enclave ----------------------------------------------------------------------------------------
+
+
+def run_enclave(relay: Channel, keyroom: Channel | None, settings: EnclaveSettings) -> None:
+    """One job, from its first message to the end of this process."""
+    name_process(f"enclave {settings.party}")
+    reseed()
+    try:
+        job = relay.receive()
+        task = load_task(
+            settings.task,
+            Setup(settings.party, settings.options, settings.data, settings.seed, settings.home),
+        )
+        if job["kind"] == "prepare":
+            prepare(relay, task)
+        else:
+            contribute(relay, keyroom, task, job, settings)
+    except ChannelClosedError:
+        return  # the relay gave this round up
+    except WardtreeError as error:
+        report(relay, str(error))
+    except Exception as error:
+        # The message of a stranger's exception may quote data: it stays here.
+        report(relay, f"{settings.party}: the task failed: {describe(error)}")
+
+
+def report(relay: Channel, text: str) -> None:
+    with contextlib.suppress(ChannelClosedError):
+        relay.send("error", text=text)
+
+
+def prepare(relay: Channel, task: Task) -> None:
+    """Load the data once, before any round, so that what is wrong with it is said at once."""
+    spec = task.statistics_spec()
+    initial = np.asarray(task.initial(), dtype="<f4")
+    if initial.shape != (task.parameters,) or not np.isfinite(initial).all():
+        raise update.UpdateError(f"initial() should give {task.parameters} finite values, came {initial.shape}")
+    relay.send(
+        "prepared",
+        initial=initial.tobytes(),
+        statistics=[spec.length, spec.bound] if spec else None,
+        examples=task.examples,
+    )
+
+
+def contribute(
+    relay: Channel, keyroom: Channel | None, task: Task, job: dict[str, Any], settings: EnclaveSettings
+) -> None:
+    """Train, quantise, and hand over: encrypted segments to the relay, or, at the key holder, integers to
+    the key room."""
+    model = model_from(job)
+    began = time.perf_counter()
+    values = update.train(task, job["purpose"], model, settings.rounds)
+    trained = time.perf_counter()
+    spec = task.statistics_spec()
+    is_statistics = job["purpose"] == STATISTICS and spec is not None
+    grid = update.Grid(spec.bound if is_statistics and spec else settings.clip, settings.plan)
+    integers = update.quantise(values, grid, 1.0 if is_statistics else settings.share)
+    segments = settings.plan.segments(integers.size)
+    check = None if job["check_seed"] is None else fingerprint(job["check_seed"], integers, segments)
+    relay.send("trained", seconds=trained - began, fingerprint=check)
+    if settings.is_key_holder:
+        assert keyroom is not None
+        for number, part in enumerate(segments):
+            keyroom.send(
+                "own", round=job["round"], segment=number, integers=integers[part].astype("<i4").tobytes()
+            )
+    else:
+        public_key = (settings.home / "public.key").read_bytes()
+        began = time.perf_counter()
+        for number, ciphertexts in enumerate(update.seal_segments(integers, Sealer(settings.plan, public_key))):
+            relay.send("segment", segment=number, ciphertexts=ciphertexts, seconds=time.perf_counter() - began)
+            began = time.perf_counter()
+    update.wipe(values, integers)
+
+
+def model_from(job: dict[str, Any]) -> update.Model:
+    """The global model in a job's message."""
+    statistics = job["statistics"]
+    return update.Model(
+        round=job["round"] - 1,
+        parameters=np.frombuffer(job["model"], dtype="<f4").astype(np.float32),
+        statistics=None if statistics is None else np.frombuffer(statistics, dtype="<f8").astype(np.float64),
+        parties=job["parties"],
+    )

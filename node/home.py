@@ -1,0 +1,171 @@
+"""A node's home folder, read and checked whole before anything starts."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from keys import ceremony
+from keys.errors import WardtreeError
+from keys.identity import Card
+from keys.manifest import Manifest
+from keys.plan import Plan
+from keys.vault import read_bounded
+from node.protocol.party import Rules
+from node.study import Study, parse_study
+from node.tasks.loader import task_digest
+from topology import Member, Roster, Tree, place
+
+SETTINGS = "node.toml"
+MODEL = "model.npz"
+LEDGER = "ledger.jsonl"
+LOCK = "lock"
+WINDOW = 4
+"""Segments that may be on their way over one link, unconsumed."""
+
+
+class HomeError(WardtreeError):
+    """The node's folder is not ready to run."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Everything public that a node starts from. Secrets stay sealed in their files."""
+
+    path: Path
+    card: Card
+    manifest: Manifest
+    study: Study
+    plan: Plan
+    tree: Tree
+    roster: Roster
+    data: Mapping[str, Any]
+    bind: str | None
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def is_key_holder(self) -> bool:
+        return self.name == self.manifest.key_holder
+
+    @property
+    def digest(self) -> bytes:
+        return bytes.fromhex(self.manifest.digest)
+
+    @property
+    def share(self) -> float:
+        """This party's public weight over the largest one."""
+        return self.manifest.weights[self.name] / max(self.manifest.weights.values())
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(
+            rounds=self.study.rounds,
+            min_hidden=self.manifest.min_hidden,
+            values_per_segment=self.plan.values_per_segment,
+            window=WINDOW,
+            gather_seconds=self.study.deadlines.round_seconds,
+            join_seconds=self.study.deadlines.join_seconds,
+        )
+
+
+def roster_of(manifest: Manifest) -> Roster:
+    """The roster as the tree sees it: who takes part, who listens."""
+    members = tuple(Member(card.name, card.endpoint is not None) for card in manifest.cards)
+    return Roster(members, manifest.key_holder)
+
+
+def load_home(path: Path, now: datetime) -> Home:
+    """Read and check a home folder.
+
+    Raises:
+        WardtreeError: the first thing that is wrong, as one line.
+    """
+    if not path.is_dir():
+        raise HomeError(f"{path}: a node's home folder was expected; `wardtree ceremony identity` makes one")
+    manifest = ceremony.verify(path / ceremony.MANIFEST, now)
+    card = ceremony.read_card(path / ceremony.CARD)
+    if card.name not in manifest.names or manifest.card(card.name) != card:
+        raise HomeError(
+            f"{path}: the card of {card.name} is not the one in the manifest; join with your own manifest"
+        )
+    plan = Plan.from_dict(manifest.plan)
+    public_key = read_bounded(path / ceremony.PUBLIC_KEY, ceremony.MAX_PUBLIC_KEY)
+    if hashlib.sha256(public_key).hexdigest() != manifest.public_key_digest:
+        raise HomeError(f"{path / ceremony.PUBLIC_KEY}: not the public key whose digest all parties signed")
+    study = parse_study(manifest.study, "the study in the manifest")
+    if task_digest(study.task.class_name) != manifest.task_digest:
+        raise HomeError(
+            f"task {study.task.class_name}: its code here is not the code that all parties signed; "
+            "install the version named in the ceremony, or start a new one"
+        )
+    if card.name == manifest.key_holder and not (path / ceremony.SECRET_KEY).is_file():
+        raise HomeError(f"{path}: the key holder's {ceremony.SECRET_KEY} is missing")
+    roster = roster_of(manifest)
+    settings = read_settings(path / SETTINGS)
+    return Home(
+        path=path,
+        card=card,
+        manifest=manifest,
+        study=study,
+        plan=plan,
+        tree=place(roster, roster.names, bytes.fromhex(manifest.tree_seed)),
+        roster=roster,
+        data=settings.get("data", {}),
+        bind=settings.get("network", {}).get("bind") or _default_bind(card),
+    )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """``node.toml``: what this institution alone decides. ``[data]`` is for the task, ``[network] bind`` for us.
+
+    Raises:
+        HomeError: names the key.
+    """
+    if not path.exists():
+        return {}
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise HomeError(f"{path}: not readable as TOML: {error}") from error
+    for key, keys in settings.items():
+        if key not in ("data", "network") or not isinstance(keys, dict):
+            raise HomeError(f"{path}: expected the tables [data] and [network], came {key!r}")
+    for key, value in settings.get("network", {}).items():
+        if key != "bind" or not isinstance(value, str):
+            raise HomeError(f'{path}: network: expected bind = "host:port", came {key} = {value!r}')
+    return settings
+
+
+def lock_home(path: Path) -> int:
+    """Take the home for this process; gives the descriptor that keeps it.
+
+    Raises:
+        HomeError: another node runs from this folder.
+    """
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise HomeError(
+            f"{path}: another node is running from this home; two nodes need two identities"
+        ) from error
+    return descriptor
+
+
+def _default_bind(card: Card) -> str | None:
+    if card.endpoint is None:
+        return None
+    host, _, port = card.endpoint.rpartition(":")
+    local = host in ("127.0.0.1", "localhost", "[::1]")
+    return f"{host if local else '0.0.0.0'}:{port}"

@@ -1,0 +1,129 @@
+"""The key room: the one process that ever has the secret key, and sees an opened total before all do.
+
+It has no sockets but the one over which the template hands it the pipe of each round's enclave. It opens
+each segment of each round at most once, whatever it is asked, and after a failed check nothing more: its
+own ledger remembers both across restarts. SEAL's memory pool keeps what it held, so each round is opened
+in a child of its own, which ends with the round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keys.ceremony import SECRET_KEY
+from keys.ckks import Opener, OpeningFailed, generate_keys
+from keys.errors import WardtreeError
+from keys.packing import Integers
+from keys.plan import Plan
+from keys.vault import KdfCost, open_file, seal_file, write_public
+from node.channel import Channel, ChannelClosedError
+from node.home import Home
+from node.ledger import Ledger
+from node.process import name_process, reap, spawn
+from node.update import open_total
+from topology import quorum_met
+
+SECRET_KIND = "ckks-secret-key"
+OWN_SECONDS = 60.0
+
+
+def run_keyroom(relay: Channel, template: socket.socket, home: Home, passphrase: str) -> None:
+    """Serve the relay until it ends: for every job of the template's enclaves one child."""
+    name_process(f"keyroom {home.name}")
+    try:
+        secret = open_file(home.path / SECRET_KEY, SECRET_KIND, passphrase)
+        Opener(home.plan, secret)  # fail now, not in the first round
+    except WardtreeError as error:
+        relay.send("error", text=str(error))
+        raise
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(template, 16, 1)
+        if not request:
+            return
+        enclave = Channel(descriptors[0], None)
+        reap(spawn(signal.SIGKILL, _serve_round, relay, enclave, template, home, secret))
+        enclave.close()
+
+
+def make_key(home: Path, passphrase: str, plan: Plan, public_key: Path, cost: KdfCost) -> None:
+    """Make the federation's key pair: the secret key sealed into the key holder's home, never elsewhere.
+
+    Raises:
+        WardtreeError: a file exists already, or cannot be written.
+    """
+    public, secret = generate_keys(plan)
+    seal_file(home / SECRET_KEY, SECRET_KIND, secret, passphrase, cost)
+    write_public(public_key, public)
+
+
+def openings_file(home: Home) -> str:
+    """The ledger of what was opened with this key, and whether it is retired."""
+    return f"openings-{home.manifest.public_key_digest[:16]}.jsonl"
+
+
+def _serve_round(relay: Channel, enclave: Channel, template: socket.socket, home: Home, secret: bytes) -> None:
+    """One round's openings, in order, until the relay says that the round is over."""
+    template.close()
+    name_process("keyroom child")
+    ledger = Ledger(home.path / openings_file(home))
+    opener = Opener(home.plan, secret)
+    while (request := _next_request(relay)) is not None:
+        began = time.perf_counter()
+        try:
+            integers = _open(opener, ledger, enclave, request, home.manifest.min_hidden)
+        except (OpeningFailed, ChannelClosedError):
+            relay.send("refused", round=request["round"], segment=request["segment"])
+            continue
+        seconds = time.perf_counter() - began
+        relay.send(
+            "opened", round=request["round"], segment=request["segment"], integers=integers, seconds=seconds
+        )
+
+
+def _next_request(relay: Channel) -> dict[str, Any] | None:
+    """The next segment to open; None when the round is over, or the relay is gone."""
+    try:
+        request = relay.receive()
+    except ChannelClosedError:
+        return None
+    return request if request["kind"] == "open" else None
+
+
+def _open(opener: Opener, ledger: Ledger, enclave: Channel, request: dict[str, Any], min_hidden: int) -> bytes:
+    """Check the right to open, write it down, open.
+
+    Raises:
+        OpeningFailed: no right, or a check failed. The first failed check retires the key for good.
+        ChannelClosedError: our own enclave's integers did not come.
+    """
+    round_, segment, others, length = (request[key] for key in ("round", "segment", "others", "length"))
+    own = _own_integers(enclave, round_, segment) if request["own"] is not None else None
+    listed = frozenset(others) | ({request["own"]} if own is not None else frozenset())
+    last = max(
+        ((entry["round"], entry["segment"]) for entry in ledger.entries if "segment" in entry), default=(-1, 0)
+    )
+    if any(entry["what"] == "retired" for entry in ledger.entries):
+        raise OpeningFailed
+    if (round_, segment) <= last or not quorum_met(listed, min_hidden):
+        raise OpeningFailed
+    digest = hashlib.sha256(request["ciphertexts"]).hexdigest()
+    ledger.append(what="opening", round=round_, segment=segment, listed=sorted(listed), ciphertexts=digest)
+    try:
+        return open_total(opener, request["ciphertexts"], len(others), own, length)
+    except OpeningFailed:
+        ledger.append(what="retired", round=round_)
+        raise
+
+
+def _own_integers(enclave: Channel, round_: int, segment: int) -> Integers:
+    message = enclave.receive(OWN_SECONDS)
+    if (message["round"], message["segment"]) != (round_, segment):
+        raise ChannelClosedError
+    return np.frombuffer(message["integers"], dtype="<i4").astype(np.int64)

@@ -1,0 +1,406 @@
+"""A whole federation on one machine: every hospital its own processes, its own folder, a real ceremony.
+
+The launcher forks one supervisor per party while it is still small and knows no secret, holds the ceremony
+file by file as people would, gives every supervisor its passphrase, and watches. Comparisons between
+hospitals exist here alone: nowhere else may one process read two hospitals' data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import selectors
+import signal
+import socket
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from keys import ceremony
+from keys.errors import WardtreeError
+from keys.identity import bucket, check_name
+from keys.plan import Plan
+from keys.vault import FAST, write_private
+from node.channel import Channel, ChannelClosedError
+from node.home import SETTINGS
+from node.process import reap, spawn
+from node.record import Record
+from node.study import Study, parse_study
+from node.supervisor import Options, run_node
+from node.tasks.loader import task_digest
+from topology import Member, Roster, Tree, check_placeable, place
+
+FAREWELL_SECONDS = 8.0
+"""How long the other nodes may take to end by themselves when one could not go on."""
+
+STUDIES = Path(__file__).parent / "studies"
+
+
+class LocalError(WardtreeError):
+    """A local federation cannot be started like this."""
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What a local run is made from.
+
+    Attributes:
+        study_text: the TOML that all parties sign.
+        data: for each party its own ``[data]`` table.
+        key_holder: who holds the secret key.
+        out: the run's folder; homes, ceremony files, models and reports go there.
+    """
+
+    study_text: str
+    study: Study
+    data: Mapping[str, Mapping[str, Any]]
+    key_holder: str
+    out: Path
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.data))
+
+    def home(self, name: str) -> Path:
+        return self.out / "homes" / name
+
+
+@dataclass
+class Outcome:
+    """How a local run ended."""
+
+    record: Record
+    tree: Tree
+    codes: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def read_parties(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """Read a file of parties: ``key_holder = "name"`` and one table per party, its ``[data]``.
+
+    A relative csv path is taken from the file's own folder.
+
+    Raises:
+        LocalError: names the key.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LocalError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise LocalError(f"{path}: expected TOML, came a syntax error: {error}") from error
+    key_holder = tables.pop("key_holder", None)
+    for name, table in tables.items():
+        check_name(name)
+        if not isinstance(table, dict):
+            raise LocalError(f"{path}: {name}: expected a table with the data of one party, came {table!r}")
+        csv = table.get("csv")
+        if isinstance(csv, str) and ":" not in csv and not Path(csv).is_absolute():
+            table["csv"] = str((path.parent / csv).resolve())
+    if key_holder not in tables:
+        raise LocalError(f"{path}: key_holder: expected one of {', '.join(tables)}, came {key_holder!r}")
+    return tables, key_holder
+
+
+def simulated_parties(count: int, data: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], str]:
+    """``count`` parties; where there are data, each gets its share of the rows."""
+    width = max(2, len(str(count)))
+    names = [f"party-{index:0{width}}" for index in range(1, count + 1)]
+    shares = [{**data, "shard": f"{index}/{count}"} if data else {} for index in range(1, count + 1)]
+    return dict(zip(names, shares, strict=True)), names[0]
+
+
+def check_parties(federation: Federation) -> None:
+    """Refuse numbers of parties that the study cannot protect.
+
+    Raises:
+        LocalError: says which rule, and what would be needed.
+    """
+    rules = federation.study.aggregation
+    count = len(federation.data)
+    if count > rules.max_parties:
+        raise LocalError(f"{count} parties: aggregation.max_parties allows {rules.max_parties}")
+    if count < 3:
+        raise LocalError(
+            f"{count} parties: at least 3 are needed. With two each learns the other's update by subtraction, "
+            "unless aggregation.allow_two_parties and a local DP mode are on, and this version has none"
+        )
+    if count - 1 < rules.min_hidden:
+        raise LocalError(
+            f"{count} parties: aggregation.min_hidden = {rules.min_hidden} needs {rules.min_hidden + 1}"
+        )
+    check_placeable([Member(name) for name in federation.names], federation.key_holder)
+
+
+# ---- running --------------------------------------------------------------------------------------------
+
+
+def run_federation(federation: Federation, watch: Callable[[Record], None], *, history: bool = True) -> Outcome:
+    """Run the whole study; ``watch`` is called as things happen.
+
+    Raises:
+        WardtreeError: the federation could not be set up.
+        KeyboardInterrupt: everything is ended first.
+    """
+    began = time.monotonic()
+    check_parties(federation)
+    _make_out(federation.out)
+    children: dict[str, int] = {}
+    try:
+        starts, telemetry = _fork_supervisors(federation, children)
+        passphrases = hold_ceremony(federation)
+        rounds = federation.study.rounds + 1
+        seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
+        for name, start in starts.items():
+            keep = history and name == federation.key_holder
+            start.send("start", passphrase=passphrases[name], check_seeds=seeds, history=keep)
+            start.close()
+        outcome = Outcome(Record(federation.names), _tree(federation))
+        _follow(telemetry, outcome, children, watch)
+        outcome.seconds = time.monotonic() - began
+        return outcome
+    finally:
+        end_all(children)
+
+
+def end_all(children: Mapping[str, int]) -> None:
+    """Kill what still runs; every process of a node dies with its supervisor."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for child in children.values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    for child in children.values():
+        with contextlib.suppress(ChildProcessError):
+            reap(child)
+    signal.signal(signal.SIGINT, previous)
+
+
+def _make_out(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise LocalError(f"{out}: an empty or new folder was expected; nothing in it was touched")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _fork_supervisors(
+    federation: Federation, children: dict[str, int]
+) -> tuple[dict[str, Channel], dict[str, Channel]]:
+    """One supervisor a party, waiting for its start; none holds another's pipes."""
+    starts: dict[str, Channel] = {}
+    telemetry: dict[str, Channel] = {}
+    sys.stdout.flush()
+    for name in federation.names:
+        ours, theirs = Channel.pair()
+        start, wait = Channel.pair()
+        inherited = [ours, start, *starts.values(), *telemetry.values()]
+        children[name] = spawn(
+            signal.SIGKILL, _supervise, federation.home(name), federation.out, wait, theirs, inherited
+        )
+        wait.close()
+        theirs.close()
+        starts[name], telemetry[name] = start, ours
+    return starts, telemetry
+
+
+def _supervise(home: Path, out: Path, wait: Channel, telemetry: Channel, inherited: list[Channel]) -> None:
+    for channel in inherited:
+        channel.close()
+    try:
+        start = wait.receive()
+    except ChannelClosedError:
+        raise SystemExit(2) from None
+    wait.close()
+    options = Options(tuple(start["check_seeds"]), out / "models" if start["history"] else None)
+    try:
+        code = run_node(home, lambda: start["passphrase"], telemetry, options)
+    except WardtreeError as error:
+        telemetry.send("stopped", party=home.name, time=time.time(), error=str(error))
+        code = 2
+    raise SystemExit(code)
+
+
+def _follow(
+    telemetry: Mapping[str, Channel],
+    outcome: Outcome,
+    children: dict[str, int],
+    watch: Callable[[Record], None],
+) -> None:
+    """Take every node's events until all have ended. When one cannot go on, give the others a moment."""
+    record = outcome.record
+    selector = selectors.DefaultSelector()
+    for name, channel in telemetry.items():
+        assert channel.read is not None
+        selector.register(channel.read, selectors.EVENT_READ, (name, channel))
+    deadline: float | None = None
+    while selector.get_map():
+        for key, _ in selector.select(0.2):
+            name, channel = key.data
+            for event in _drain(channel):
+                if event is None:
+                    selector.unregister(key.fd)
+                    outcome.codes[name] = reap(children.pop(name))
+                else:
+                    record.take(event)
+        watch(record)
+        if deadline is None and any(outcome.codes.values()):
+            deadline = time.monotonic() + FAREWELL_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            for name in children:
+                outcome.codes.setdefault(name, 1)
+            return
+
+
+def _drain(channel: Channel) -> Iterator[dict[str, Any] | None]:
+    try:
+        while (event := channel.poll()) is not None:
+            yield event
+    except ChannelClosedError:
+        yield None
+
+
+# ---- the ceremony, as people would hold it --------------------------------------------------------------
+
+
+def hold_ceremony(federation: Federation) -> dict[str, str]:
+    """Identities, cards, key pair, proposal, signatures, manifest, joining: the files that people would pass
+    around, in ``out/ceremony``. Gives the passphrases, which are kept nowhere."""
+    table = federation.out / "ceremony"
+    now = datetime.now(UTC)
+    plan = Plan(value_bits=federation.study.aggregation.value_bits, max_parties=64)
+    passphrases = {name: secrets.token_urlsafe(18) for name in federation.names}
+    weights = _weights(federation)
+    for name, port in zip(federation.names, _free_ports(len(federation.names)), strict=True):
+        home = federation.home(name)
+        ceremony.create_identity(home, name, passphrases[name], FAST)
+        examples = weights[name] if federation.study.aggregation.weights == "examples" else 0
+        card = table / f"{name}.card.json"
+        ceremony.make_card(home, passphrases[name], f"127.0.0.1:{port}", examples, card)
+        write_private(home / SETTINGS, _settings(federation.data[name]))
+    holder = federation.key_holder
+    make_key_apart(federation.home(holder), passphrases[holder], plan, table / "public.key")
+    study = federation.study
+    ceremony.propose(
+        cards=[table / f"{name}.card.json" for name in federation.names],
+        public_key=table / "public.key",
+        key_holder=holder,
+        study=federation.study_text,
+        plan=plan.to_dict(),
+        task_digest=task_digest(study.task.class_name),
+        weights=weights,
+        created=now,
+        expires=now + timedelta(days=1),
+        out=table / "proposal.json",
+        min_hidden=study.aggregation.min_hidden,
+        allow_two_parties=study.aggregation.allow_two_parties,
+        debug=["check-sums"] if study.debug.check_sums else [],
+    )
+    signatures = [table / f"{name}.signature.json" for name in federation.names]
+    for name, signature in zip(federation.names, signatures, strict=True):
+        ceremony.sign(federation.home(name), passphrases[name], table / "proposal.json", signature)
+    ceremony.combine(table / "proposal.json", signatures, table / "manifest.json", now)
+    for name in federation.names:
+        ceremony.join(federation.home(name), table / "manifest.json", table / "public.key", now)
+    return passphrases
+
+
+def make_key_apart(home: Path, passphrase: str, plan: Plan, public_key: Path) -> None:
+    """Make the key pair in a process of its own, so that no copy of the secret key stays in this one.
+
+    Raises:
+        WardtreeError: it did not work.
+    """
+
+    def make() -> None:
+        from node.keyroom import make_key
+
+        make_key(home, passphrase, plan, public_key, FAST)
+
+    if reap(spawn(signal.SIGKILL, make)):
+        raise LocalError(f"{home}: the key pair could not be made; is there space on the disk?")
+
+
+def _weights(federation: Federation) -> dict[str, int]:
+    """The public weights: each party's number of examples, bucketed, counted in a process of its own."""
+    if federation.study.aggregation.weights == "equal":
+        return dict.fromkeys(federation.names, 1)
+    counts = in_process(_count_examples, federation)
+    if isinstance(counts, str):
+        raise LocalError(counts)
+    return {name: bucket(count) for name, count in counts.items()}
+
+
+def _count_examples(federation: Federation) -> dict[str, int] | str:
+    from node.tasks.base import Setup
+    from node.tasks.loader import load_task
+
+    study, counts = federation.study, {}
+    try:
+        for name in federation.names:
+            home = federation.home(name)
+            setup = Setup(name, study.task.options, federation.data[name], study.seed, home)
+            counts[name] = load_task(study.task.class_name, setup).examples
+    except WardtreeError as error:
+        return str(error)
+    return counts
+
+
+def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own, which may import what this one should not; gives its result.
+
+    Raises:
+        LocalError: it ended without one.
+    """
+    ours, theirs = Channel.pair()
+
+    def work() -> None:
+        ours.close()
+        theirs.send("result", value=function(*arguments))
+
+    child = spawn(signal.SIGKILL, work)
+    theirs.close()
+    try:
+        return ours.receive()["value"]
+    except ChannelClosedError as error:
+        raise LocalError(f"{function.__name__.strip('_')} failed; see its message above") from error
+    finally:
+        ours.close()
+        end_all({"worker": child})
+
+
+def _settings(data: Mapping[str, Any]) -> bytes:
+    """A ``node.toml`` with this party's ``[data]``."""
+
+    def written(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return "{ " + ", ".join(f'"{key}" = {written(item)}' for key, item in value.items()) + " }"
+        text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{text}"'
+
+    lines = [f"{key} = {written(value)}" for key, value in data.items()]
+    return ("[data]\n" + "\n".join(lines) + "\n").encode()
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _tree(federation: Federation) -> Tree:
+    manifest = ceremony.read_proposal(federation.out / "ceremony" / "proposal.json")
+    roster = Roster(tuple(Member(name) for name in federation.names), federation.key_holder)
+    return place(roster, roster.names, bytes.fromhex(manifest.tree_seed))
+
+
+def federation_from(
+    study_text: str, source: str, data: Mapping[str, Mapping[str, Any]], key_holder: str, out: Path
+) -> Federation:
+    """Check a study and put a federation together."""
+    return Federation(study_text, parse_study(study_text, source), data, key_holder, out)

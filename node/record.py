@@ -1,0 +1,112 @@
+"""What a local run showed: telemetry events in, one plain dict out. Pure, but for what it is told."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from node.sumcheck import MODULUS
+
+STAGES = ("train", "protect", "merge", "open", "apply")
+
+
+@dataclass
+class RoundRecord:
+    """One round as the nodes told it."""
+
+    contributors: list[str] = field(default_factory=list)
+    states: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    fingerprints: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def identical(self) -> bool:
+        return len(set(self.states.values())) == 1
+
+    def exact(self, parties: int) -> bool:
+        """Whether every node's total is what the contributors' enclaves sealed, mod 2^61 - 1."""
+        if not self.contributors or not set(self.contributors) <= self.fingerprints.keys():
+            return False
+        expected = sum(self.fingerprints[name] for name in self.contributors) % MODULUS
+        return len(self.totals) == parties and set(self.totals.values()) == {expected}
+
+
+@dataclass
+class Record:
+    """A run in the making; ``take`` every event of every node."""
+
+    parties: tuple[str, ...]
+    rounds: dict[int, RoundRecord] = field(default_factory=lambda: defaultdict(RoundRecord))
+    stages: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
+    traffic: dict[str, dict[str, int]] = field(default_factory=dict)
+    ciphertexts: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    final: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    status: dict[str, str] = field(default_factory=dict)
+    parameters: int = 0
+    current: int = -1
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        party = event["party"]
+        match event:
+            case {"kind": "ready"}:
+                self.parameters = event["parameters"]
+                self.status[party] = "ready"
+            case {"kind": "round", "what": "opened", "round": number}:
+                self.current = max(self.current, number)
+                self.status[party] = f"round {number}: training"
+            case {"kind": "round", "what": what, "round": number, "contributors": names}:
+                if what not in ("closed", "joined"):
+                    self.warnings.append(f"{party}: round {number}: {what} {', '.join(names)}".rstrip())
+            case {"kind": "stage", "stage": stage, "seconds": seconds}:
+                self.stages[party][stage] += seconds
+                self.status[party] = f"round {event['round']}: {stage}"
+            case {"kind": "fingerprint", "round": number, "value": value}:
+                self.rounds[number].fingerprints[party] = value
+            case {"kind": "total", "round": number, "value": value}:
+                self.rounds[number].totals[party] = value
+            case {"kind": "applied", "round": number, "state": state, "seconds": seconds, "contributors": names}:
+                self.rounds[number].states[party] = state
+                self.rounds[number].seconds[party] = seconds
+                self.rounds[number].contributors = names
+                self.status[party] = f"round {number}: done"
+            case {"kind": "ciphertext"}:
+                keys = ("peer", "round", "segment", "contributors", "bytes")
+                self.ciphertexts[party].append({key: event[key] for key in keys})
+            case {"kind": "traffic", "sent": sent, "received": received, "parent": parent}:
+                self.traffic[party] = _up_and_down(sent, received, parent)
+            case {"kind": "dropped", "who": who, "expected": expected, "came": came}:
+                self.dropped.append({"node": party, "who": who, "expected": expected, "came": came})
+            case {"kind": "warning", "text": text}:
+                self.warnings.append(f"{party}: {text}")
+            case {"kind": "stopped", "error": error}:
+                self.status[party] = "failed" if error else "finished"
+                if error:
+                    self.errors[party] = error
+                else:
+                    self.final[party] = event["state"]
+
+    @property
+    def models_identical(self) -> bool:
+        """Every node ended with the same model, and had the same one after every round."""
+        ended = len(self.final) == len(self.parties) and len(set(self.final.values())) == 1
+        return ended and all(round_.identical for round_ in self.rounds.values())
+
+    def sums_exact(self) -> bool:
+        return bool(self.rounds) and all(round_.exact(len(self.parties)) for round_ in self.rounds.values())
+
+
+def _up_and_down(sent: Mapping[str, int], received: Mapping[str, int], parent: str | None) -> dict[str, int]:
+    """Bytes over the link to the parent, and over the links to the children together."""
+    up = parent or ""
+    return {
+        "to_parent": sent.get(up, 0),
+        "from_parent": received.get(up, 0),
+        "to_children": sum(count for peer, count in sent.items() if peer != up),
+        "from_children": sum(count for peer, count in received.items() if peer != up),
+    }

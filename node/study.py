@@ -1,0 +1,213 @@
+"""A study: the TOML file that says what is learnt, by which rules. Everyone signs it.
+
+study = read_study(Path("study.toml"))
+study.rounds, study.task.options, study.aggregation.clip
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from keys.errors import WardtreeError
+from node.settings import Settings, printable, problems
+from node.tasks.base import OptionsError
+from node.tasks.loader import BUILTIN, load_task_class
+
+
+class StudyError(WardtreeError):
+    """A study cannot be used; the text lists every problem, one a line."""
+
+
+class Heading(Settings):
+    """``[study]``."""
+
+    name: str = Field(
+        pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,80}$", description="a name of 1 to 80 characters on one line"
+    )
+    rounds: int = Field(ge=1, le=10_000, description="a whole number from 1 to 10000")
+    # The upper end is what scikit-learn and torch take alike.
+    seed: int = Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")
+
+
+class TaskChoice(Settings):
+    """``[task]``: ``class_name`` is ``class`` in the file; ``options`` are checked by the task itself."""
+
+    class_name: str = Field(
+        alias="class",
+        pattern=r"^(tabular|synthetic|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$",
+        description='"tabular", "synthetic" or "module:Class"',
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="a table")
+
+
+class Aggregation(Settings):
+    """``[aggregation]``: how updates are weighted, clipped, counted and hidden.
+
+    The largest total at the upper ends, 64 · (2^13 − 1), stays below 2^19: it fits a signed digit of 20 bits.
+    """
+
+    weights: Literal["examples", "equal"] = Field(default="equal", description='"examples" or "equal"')
+    clip: float = Field(default=1.0, gt=0, description="a number above 0")
+    value_bits: int = Field(default=14, ge=4, le=14, description="a whole number from 4 to 14")
+    max_parties: int = Field(default=64, ge=2, le=64, description="a whole number from 2 to 64")
+    min_hidden: int = Field(default=2, ge=2, description="a whole number of at least 2")
+    allow_two_parties: bool = Field(default=False, description="true or false")
+
+    @model_validator(mode="after")
+    def _two_parties_need_noise(self) -> "Aggregation":
+        if self.allow_two_parties:
+            raise ValueError(
+                "expected allow_two_parties = false, came true: of two parties each learns the "
+                "other's update by subtraction unless a local DP mode is on, and this version has none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _someone_to_hide_among(self) -> "Aggregation":
+        if self.min_hidden >= self.max_parties:
+            raise ValueError(
+                f"expected min_hidden below max_parties, came {self.min_hidden} and {self.max_parties}"
+            )
+        return self
+
+
+class Privacy(Settings):
+    """``[privacy]``."""
+
+    mode: Literal["none"] = Field(default="none", description='"none" (this version has no DP mode)')
+
+
+class Deadlines(Settings):
+    """``[deadlines]``, in seconds."""
+
+    round_seconds: float = Field(default=120.0, gt=0, description="a number of seconds above 0")
+    join_seconds: float = Field(default=60.0, gt=0, description="a number of seconds above 0")
+
+
+class Debug(Settings):
+    """``[debug]``: ``check_sums`` lets ``wardtree local`` compare each opened total with a linear check."""
+
+    check_sums: bool = Field(default=False, description="true or false")
+
+
+class Study(Settings):
+    """The whole file, checked."""
+
+    study: Heading = Field(description="a table")
+    task: TaskChoice = Field(description="a table")
+    aggregation: Aggregation = Field(default_factory=Aggregation, description="a table")
+    privacy: Privacy = Field(default_factory=Privacy, description="a table")
+    deadlines: Deadlines = Field(default_factory=Deadlines, description="a table")
+    debug: Debug = Field(default_factory=Debug, description="a table")
+
+    @property
+    def name(self) -> str:
+        return self.study.name
+
+    @property
+    def rounds(self) -> int:
+        return self.study.rounds
+
+    @property
+    def seed(self) -> int:
+        return self.study.seed
+
+
+def parse_study(text: str, source: str) -> Study:
+    """The study in ``text``; ``source`` names it in messages. Raises StudyError.
+
+    The options of a built-in task are checked as well. A user's module is not imported:
+    see ``check_options``.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"{source}: expected TOML, came a syntax error: {error}") from None
+    try:
+        study = Study.model_validate(table)
+    except ValidationError as error:
+        raise StudyError(_lines(source, problems(Study, error))) from None
+    if study.task.class_name in BUILTIN:
+        check_options(study, source)
+    return study
+
+
+def read_study(path: Path) -> Study:
+    """The study in the file ``path``. Raises StudyError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StudyError(f"{path}: expected a study file: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise StudyError(f"{path}: expected a study file in UTF-8, came other bytes") from None
+    return parse_study(text, str(path))
+
+
+def check_options(study: Study, source: str) -> None:
+    """Let the task check its own options; imports, and so runs, the task's module.
+
+    Raises StudyError for wrong options, TaskError where the task cannot be loaded.
+    """
+    try:
+        load_task_class(study.task.class_name).check_options(study.task.options)
+    except OptionsError as error:
+        raise StudyError(_lines(source, [f"task.options.{line}" for line in error.problems])) from None
+
+
+def new_study_text() -> str:
+    """A commented study to start from."""
+    return _NEW_STUDY
+
+
+def _lines(source: str, problems: list[str]) -> str:
+    return "\n".join(f"{source}: {printable(problem)}" for problem in problems)
+
+
+_NEW_STUDY = """\
+# A wardtree study. Every hospital reads this file and signs it: it decides what is done with their data.
+
+[study]
+name = "my-study"
+rounds = 10            # training rounds, 1 to 10000
+seed = 1               # for the split into training and held-out patients
+
+[task]
+class = "tabular"      # logistic regression; or "synthetic", or a class of your own: "module:Class"
+
+[task.options]
+# The outcome: ill where the column's number is above `positive_above` ...
+target = { column = "outcome", positive_above = 0 }
+# ... or where it holds one of some words:
+# target = { column = "outcome", positive = ["yes"] }
+test_fraction = 0.3    # held out: never used in training or statistics
+learning_rate = 0.05
+local_epochs = 5       # passes over a hospital's own training patients in each round
+batch_size = 32
+l2 = 0.001
+max_examples = 1000    # no hospital may have more patients than this
+
+[task.options.features]
+# A number with its plausible range (what lies outside counts as missing), or a category with its levels.
+age = { range = [18, 100] }
+sex = { levels = ["Female", "Male"] }
+
+[aggregation]
+weights = "examples"   # by the public, rounded number of patients; or "equal"
+clip = 1.0             # each value of an update is clipped to [-clip, clip]
+value_bits = 14        # precision of an encrypted value, 4 to 14
+max_parties = 64
+min_hidden = 2         # every hospital hides among at least this many others
+allow_two_parties = false
+
+[privacy]
+mode = "none"
+
+[deadlines]
+round_seconds = 120.0
+join_seconds = 60.0
+
+[debug]
+check_sums = false     # true: `wardtree local` checks that every opened total is exact
+"""

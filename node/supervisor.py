@@ -1,0 +1,158 @@
+"""The supervisor: one small process a node, from which all its rooms are forked.
+
+Order matters. The template of the enclaves is forked first, before there is a passphrase in memory; then
+the key room (at the key holder) and the relay, which open what they need of the sealed files themselves.
+When the relay ends, or the supervisor is told to, everything else is ended too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from keys.errors import WardtreeError
+from node.channel import Channel
+from node.home import Home, load_home, lock_home
+from node.process import name_process, reap, spawn
+from node.telemetry import Telemetry
+
+
+@dataclass(frozen=True)
+class Options:
+    """What whoever starts a node may ask for. The debug seeds count only if the manifest allows the check.
+
+    Attributes:
+        check_seeds: one of 32 bytes for each round, from 0; empty: no sum check.
+        history: a folder for the published model of every round; None: only the last is kept.
+    """
+
+    check_seeds: tuple[bytes, ...] = ()
+    history: Path | None = None
+
+
+def run_node(
+    path: Path, passphrase: Callable[[], str], channel: Channel | None, options: Options | None = None
+) -> int:
+    """Run one node from its home until the study ends.
+
+    Args:
+        path: the home folder.
+        passphrase: called once, after the template is forked.
+        channel: where telemetry goes.
+        options: see :class:`Options`.
+
+    Returns:
+        The exit code: 0 the study is complete, 1 it failed, 2 this node could not start or go on.
+
+    Raises:
+        WardtreeError: the home is not ready.
+    """
+    home = load_home(path, datetime.now(UTC))
+    lock = lock_home(path)
+    name_process(f"node {home.name}")
+    children: list[int] = []
+    telemetry = Telemetry(channel, home.name)
+    try:
+        return _run(home, passphrase, telemetry, options or Options(), children)
+    finally:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        for child in children:
+            with contextlib.suppress(ChildProcessError):
+                reap(child)
+        os.close(lock)
+
+
+def _run(
+    home: Home, passphrase: Callable[[], str], telemetry: Telemetry, options: Options, children: list[int]
+) -> int:
+    # What each room imports stays out of this process: the rooms are forked from it.
+    control, template_control = socket.socketpair()
+    keyroom_jobs, template_jobs = socket.socketpair() if home.is_key_holder else (None, None)
+    sockets = [s for s in (control, template_control, keyroom_jobs, template_jobs) if s]
+    template = spawn(signal.SIGKILL, _template, home, template_control, template_jobs, sockets)
+    children.append(template)
+    secret = passphrase()
+    relay_end: Channel | None = None
+    if keyroom_jobs:
+        relay_end, keyroom_end = Channel.pair()
+        children.append(
+            spawn(signal.SIGKILL, _keyroom, home, secret, keyroom_end, keyroom_jobs, relay_end, sockets)
+        )
+        keyroom_end.close()
+    relay = spawn(signal.SIGKILL, _relay, home, secret, control, relay_end, telemetry, options, sockets)
+    children.append(relay)
+    for end in sockets:
+        end.close()
+    if relay_end:
+        relay_end.close()
+    code = reap(relay)
+    children.remove(relay)
+    if code not in (0, 1, 2):
+        raise WardtreeError(f"{home.name}: the relay ended with {code}; see its message above")
+    return code
+
+
+def _close_others(sockets: list[socket.socket], keep: tuple[socket.socket | None, ...]) -> None:
+    for end in sockets:
+        if end not in keep:
+            end.close()
+
+
+def _template(
+    home: Home, control: socket.socket, jobs: socket.socket | None, sockets: list[socket.socket]
+) -> None:
+    _close_others(sockets, (control, jobs))
+    from node.enclave import EnclaveSettings, run_template
+
+    settings = EnclaveSettings(
+        party=home.name,
+        task=home.study.task.class_name,
+        options=home.study.task.options,
+        data=home.data,
+        seed=home.study.seed,
+        home=home.path,
+        rounds=home.study.rounds,
+        clip=home.study.aggregation.clip,
+        share=home.share,
+        plan=home.plan,
+        is_key_holder=home.is_key_holder,
+    )
+    run_template(control, jobs, settings)
+
+
+def _keyroom(
+    home: Home,
+    passphrase: str,
+    channel: Channel,
+    jobs: socket.socket,
+    relay_end: Channel,
+    sockets: list[socket.socket],
+) -> None:
+    relay_end.close()
+    _close_others(sockets, (jobs,))
+    from node.keyroom import run_keyroom
+
+    run_keyroom(channel, jobs, home, passphrase)
+
+
+def _relay(
+    home: Home,
+    passphrase: str,
+    control: socket.socket,
+    keyroom: Channel | None,
+    telemetry: Telemetry,
+    options: Options,
+    sockets: list[socket.socket],
+) -> None:
+    _close_others(sockets, (control,))
+    from node.relay import run_relay
+
+    run_relay(home, passphrase, control, keyroom, telemetry, options)

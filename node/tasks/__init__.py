@@ -1,0 +1,1 @@
+"""Learning tasks: what a hospital plugs into a node."""

@@ -1,0 +1,58 @@
+"""Random updates of any size, for tests of load and scale. Needs neither data nor torch."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from node.settings import Settings, problems
+from node.tasks.base import OptionsError, Setup, Task, TrainingRound
+
+
+class SyntheticOptions(Settings):
+    """``[task.options]`` of a synthetic study."""
+
+    params: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000_000,
+        description="a whole number of parameters from 1 to 1000000000",
+    )
+    scale: float = Field(default=0.5, gt=0, description="a number above 0")
+
+
+class SyntheticTask(Task):
+    """Updates are uniform in [-scale, scale], fresh from the operating system's randomness each round."""
+
+    def __init__(self, setup: Setup) -> None:
+        options = _options(setup.options)
+        self.examples = 1
+        self.parameters = options.params
+        self._scale = np.float32(options.scale)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        _options(options)
+
+    def initial(self) -> NDArray[np.float32]:
+        return np.zeros(self.parameters, np.float32)
+
+    def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
+        generator = np.random.default_rng(int.from_bytes(os.urandom(32), "little"))
+        update = generator.random(self.parameters, np.float32)  # in place below: a model may be large
+        update -= np.float32(0.5)
+        update *= 2 * self._scale
+        return update
+
+    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> dict[str, float]:
+        return {"rms": float(np.sqrt(np.mean(np.square(model, dtype=np.float64))))}
+
+
+def _options(table: Mapping[str, Any]) -> SyntheticOptions:
+    try:
+        return SyntheticOptions.model_validate(dict(table))
+    except ValidationError as error:
+        raise OptionsError(problems(SyntheticOptions, error)) from None

@@ -1,0 +1,27 @@
+"""What a node tells whoever runs it: one dict an event, over a channel to the supervisor or the launcher.
+
+Only what the node's own user may see, and nothing computed from an update, except the debug fingerprints
+that the manifest must allow by name.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from node.channel import Channel, ChannelClosedError
+
+
+class Telemetry:
+    """Sends events; never in the way: when nobody listens any more, it is silent."""
+
+    def __init__(self, channel: Channel | None, party: str) -> None:
+        self._channel, self._party = channel, party
+
+    def tell(self, event: str, **fields: Any) -> None:
+        if self._channel is None:
+            return
+        try:
+            self._channel.send(event, party=self._party, time=time.time(), **fields)
+        except ChannelClosedError:
+            self._channel = None

@@ -1,0 +1,207 @@
+"""The life of one update, from ``train`` to ``wipe``, in the order in which it happens.
+
+Each step is one function here, and says in which room it runs. The enclave is one process per round, the
+key room exists at the key holder only, the relay is the one process with sockets; the round machines in
+``node/protocol`` decide when each step is due, and the rooms (``enclave.py``, ``relay.py``,
+``keyroom.py``) call it.
+
+    enclave   train -> quantise -> seal, segment by segment
+    relay     merge: add what the children sent, pass it up
+    key room  open_total: decrypt the total, check it, add the key holder's own integers
+    relay     publish: sign the total and send it down (``Total`` in ``node/protocol/messages.py``)
+    relay     apply: every node, at the key holder's signed close
+    all       wipe: the enclave's process ends, the relay forgets ciphertexts and staged totals
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keys.ckks import Opener, Sealer
+from keys.errors import WardtreeError
+from keys.packing import Integers
+from keys.plan import Plan
+from node.protocol.messages import STATISTICS
+from node.tasks.base import StatisticsSpec, Task, TrainingRound
+
+
+class UpdateError(WardtreeError):
+    """A task returned something that cannot be part of a total."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What every party holds after a round, bit for bit the same.
+
+    Attributes:
+        round: the last round that was applied; -1 before the first.
+        parameters: shape (P,), float32, the flat global model.
+        statistics: shape (S,), float64, the published sums; None before the statistics round.
+        parties: how many parties' values ``statistics`` sums.
+    """
+
+    round: int
+    parameters: NDArray[np.float32]
+    statistics: NDArray[np.float64] | None = None
+    parties: int = 0
+
+    def digest(self, manifest: bytes) -> bytes:
+        """32 bytes that name this state under this manifest."""
+        sha = hashlib.sha256(b"wardtree/state/1\0" + manifest)
+        sha.update(self.round.to_bytes(8, "big", signed=True) + self.parties.to_bytes(8, "big"))
+        sha.update(b"" if self.statistics is None else self.statistics.astype("<f8").tobytes())
+        sha.update(b"\0model\0" + self.parameters.astype("<f4").tobytes())
+        return sha.digest()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How real values become integers: ``bound`` is reached at the plan's largest integer."""
+
+    bound: float
+    plan: Plan
+
+    @property
+    def step(self) -> float:
+        return self.bound / self.plan.max_value
+
+
+# ---- 1. enclave: train ----------------------------------------------------------------------------------
+
+
+def train(task: Task, purpose: str, model: Model, rounds: int) -> NDArray[np.float64]:
+    """Ask the task for this party's values: its statistics, or the update of its local training.
+
+    Returns:
+        Shape (S,) or (P,): finite values.
+
+    Raises:
+        UpdateError: the task gave another shape, or a value that is not finite.
+    """
+    if purpose == STATISTICS:
+        spec = task.statistics_spec()
+        expected = spec.length if spec else 0
+        values = np.asarray(task.statistics(), dtype=np.float64)
+    else:
+        training = TrainingRound(model.round + 1, rounds, model.statistics, model.parties)
+        expected = task.parameters
+        values = np.asarray(task.train(model.parameters.copy(), training), dtype=np.float64)
+    if values.shape != (expected,):
+        raise UpdateError(f"the task's {purpose} should have shape ({expected},), came {values.shape}")
+    if not np.isfinite(values).all():
+        raise UpdateError(f"the task's {purpose} has values that are not finite")
+    return values
+
+
+# ---- 2. enclave: clip and quantise ----------------------------------------------------------------------
+
+
+def quantise(values: NDArray[np.float64], grid: Grid, share: float) -> Integers:
+    """Clip to the bound, weight by ``share`` = w/W, and round to the grid without bias.
+
+    Rounding is stochastic, with bits from the operating system: ``floor(x/step + U)``, U uniform in
+    [0, 1) with 32 bits, so that the expectation is x.
+
+    Returns:
+        Shape as ``values``; at most ``plan.max_value`` in absolute value.
+    """
+    scaled = np.clip(values, -grid.bound, grid.bound) * (share / grid.step)
+    uniform = np.frombuffer(os.urandom(4 * values.size), dtype=np.uint32) * 2.0**-32
+    integers = np.floor(scaled + uniform).astype(np.int64)
+    limit = grid.plan.max_value
+    return np.clip(integers, -limit, limit)
+
+
+# ---- 3. enclave: pack and encrypt -----------------------------------------------------------------------
+
+
+def seal_segments(integers: Integers, sealer: Sealer) -> Iterator[bytes]:
+    """Pack and encrypt, one segment at a time, when the relay asks for it."""
+    for segment in sealer.plan.segments(integers.size):
+        yield sealer.seal(integers[segment])
+
+
+# ---- 4. relay: add --------------------------------------------------------------------------------------
+
+
+def merge(sealer: Sealer, parts: tuple[bytes, ...]) -> bytes:
+    """Add one segment of our own and of our children's: the only thing that is ever sent up."""
+    return sealer.add(parts)
+
+
+# ---- 5. key room: open the total ------------------------------------------------------------------------
+
+
+def open_total(opener: Opener, total: bytes, others: int, own: Integers | None, length: int) -> bytes:
+    """Decrypt one segment's total over ``others`` parties, check it, add the key holder's own integers.
+
+    Returns:
+        The published form: ``length`` little-endian int32.
+
+    Raises:
+        OpeningFailed: a check failed; nothing is released.
+    """
+    integers = opener.open(total, length, others)
+    if own is not None:
+        integers = integers + own
+    return integers.astype("<i4").tobytes()
+
+
+# ---- 6. relay: apply ------------------------------------------------------------------------------------
+
+
+def apply(
+    model: Model,
+    round_: int,
+    purpose: str,
+    staged: Iterable[bytes],
+    contributors: Iterable[str],
+    weights: Mapping[str, int],
+    spec: StatisticsSpec | None,
+    grid: Grid,
+) -> Model:
+    """The next model, from the published integers alone: the same arithmetic, so the same bits, everywhere.
+
+    The weighted mean divides by the public weights of the listed set: every update was scaled by w/W, so
+    the sum of the updates is divided by the sum of w/W over the contributors.
+    """
+    total = np.frombuffer(b"".join(staged), dtype="<i4").astype(np.float64)
+    names = sorted(contributors)
+    if purpose == STATISTICS:
+        assert spec is not None
+        sums = total * Grid(spec.bound, grid.plan).step
+        return replace(model, round=round_, statistics=sums, parties=len(names))
+    heaviest = max(weights.values())
+    factor = grid.step / (sum(weights[name] for name in names) / heaviest)
+    parameters = model.parameters.astype(np.float64)
+    parameters[: total.size] += total * factor
+    return replace(model, round=round_, parameters=parameters.astype(np.float32))
+
+
+# ---- 7. everywhere: wipe --------------------------------------------------------------------------------
+
+
+def wipe(*buffers: bytearray | NDArray[np.generic] | list[bytes]) -> int:
+    """Overwrite arrays, drop byte strings; gives the number of bytes. An enclave's end does the rest.
+
+    Python cannot overwrite ``bytes``: what holds plaintext is an array, or dies with its process.
+    """
+    wiped = 0
+    for buffer in buffers:
+        if isinstance(buffer, np.ndarray):
+            wiped += buffer.nbytes
+            if buffer.flags.writeable:
+                buffer.fill(0)
+        elif isinstance(buffer, bytearray):
+            wiped += len(buffer)
+            buffer[:] = bytes(len(buffer))
+        else:
+            wiped += sum(map(len, buffer))
+            buffer.clear()
+    return wiped
