@@ -52,7 +52,9 @@ class Channel:
 
     def _readable(self, timeout: float) -> bool:
         assert self.read is not None
-        return bool(select.select([self.read], [], [], timeout)[0])
+        poller = select.poll()  # select() stops at descriptor 1024
+        poller.register(self.read, select.POLLIN)
+        return bool(poller.poll(timeout * 1000))
 
     def receive(self, timeout: float | None = None) -> dict[str, Any]:
         """Wait for the next message.

@@ -33,7 +33,7 @@ from node.sumcheck import fingerprint
 from node.tasks.base import Setup, Task
 from node.tasks.loader import BUILTIN, load_task
 
-WARM = {"synthetic": (), "tabular": ("torch", "torch._dynamo", "pandas", "sklearn.model_selection")}
+WARM = {"synthetic": (), "tabular": ("torch", "pandas", "sklearn.model_selection")}
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
 
 
@@ -71,7 +71,7 @@ def reseed() -> None:
 
 
 def run_template(control: socket.socket, keyroom: socket.socket | None, settings: EnclaveSettings) -> None:
-    """Serve the relay: for each job a child, whose pipe ends come over ``control``. Ends with the relay.
+    """Serve the relay: for each job a child; the job and a pipe come over ``control``. Ends with the relay.
 
     At the key holder each child also gets a pipe of its own to the key room: its integers go there and
     nowhere else.

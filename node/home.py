@@ -36,6 +36,19 @@ class HomeError(WardtreeError):
 
 
 @dataclass(frozen=True)
+class Options:
+    """What whoever starts a node may ask for. The debug seeds count only if the manifest allows the check.
+
+    Attributes:
+        check_seeds: one of 32 bytes for each round, from 0; empty: no sum check.
+        history: a folder for the published model of every round; None: only the last is kept.
+    """
+
+    check_seeds: tuple[bytes, ...] = ()
+    history: Path | None = None
+
+
+@dataclass(frozen=True)
 class Home:
     """Everything public that a node starts from. Secrets stay sealed in their files."""
 

@@ -8,6 +8,7 @@ hospitals exist here alone: nowhere else may one process read two hospitals' dat
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import secrets
 import selectors
@@ -24,16 +25,16 @@ from typing import Any
 
 from keys import ceremony
 from keys.errors import WardtreeError
-from keys.identity import bucket, check_name
+from keys.identity import check_name
 from keys.plan import Plan
 from keys.vault import FAST, write_private
 from node.channel import Channel, ChannelClosedError
-from node.home import SETTINGS
+from node.federation import check_size, plan_for, propose
+from node.home import SETTINGS, Options
 from node.process import reap, spawn
 from node.record import Record
-from node.study import Study, parse_study
-from node.supervisor import Options, run_node
-from node.tasks.loader import task_digest
+from node.study import Study
+from node.supervisor import run_node
 from topology import Member, Roster, Tree, check_placeable, place
 
 FAREWELL_SECONDS = 8.0
@@ -116,28 +117,6 @@ def simulated_parties(count: int, data: Mapping[str, Any]) -> tuple[dict[str, di
     return dict(zip(names, shares, strict=True)), names[0]
 
 
-def check_parties(federation: Federation) -> None:
-    """Refuse numbers of parties that the study cannot protect.
-
-    Raises:
-        LocalError: says which rule, and what would be needed.
-    """
-    rules = federation.study.aggregation
-    count = len(federation.data)
-    if count > rules.max_parties:
-        raise LocalError(f"{count} parties: aggregation.max_parties allows {rules.max_parties}")
-    if count < 3:
-        raise LocalError(
-            f"{count} parties: at least 3 are needed. With two each learns the other's update by subtraction, "
-            "unless aggregation.allow_two_parties and a local DP mode are on, and this version has none"
-        )
-    if count - 1 < rules.min_hidden:
-        raise LocalError(
-            f"{count} parties: aggregation.min_hidden = {rules.min_hidden} needs {rules.min_hidden + 1}"
-        )
-    check_placeable([Member(name) for name in federation.names], federation.key_holder)
-
-
 # ---- running --------------------------------------------------------------------------------------------
 
 
@@ -149,10 +128,12 @@ def run_federation(federation: Federation, watch: Callable[[Record], None], *, h
         KeyboardInterrupt: everything is ended first.
     """
     began = time.monotonic()
-    check_parties(federation)
+    check_size(federation.study, len(federation.data))
+    check_placeable([Member(name) for name in federation.names], federation.key_holder)
     _make_out(federation.out)
     children: dict[str, int] = {}
     try:
+        _import_once()
         starts, telemetry = _fork_supervisors(federation, children)
         passphrases = hold_ceremony(federation)
         rounds = federation.study.rounds + 1
@@ -179,6 +160,12 @@ def end_all(children: Mapping[str, int]) -> None:
         with contextlib.suppress(ChildProcessError):
             reap(child)
     signal.signal(signal.SIGINT, previous)
+
+
+def _import_once() -> None:
+    """Import what every room needs before forking them all: imports only, nothing is made, no torch."""
+    for module in ("node.relay", "node.enclave", "node.keyroom", "node.tasks.synthetic"):
+        importlib.import_module(module)
 
 
 def _make_out(out: Path) -> None:
@@ -271,33 +258,26 @@ def hold_ceremony(federation: Federation) -> dict[str, str]:
     around, in ``out/ceremony``. Gives the passphrases, which are kept nowhere."""
     table = federation.out / "ceremony"
     now = datetime.now(UTC)
-    plan = Plan(value_bits=federation.study.aggregation.value_bits, max_parties=64)
     passphrases = {name: secrets.token_urlsafe(18) for name in federation.names}
-    weights = _weights(federation)
+    examples = _examples(federation)
     for name, port in zip(federation.names, _free_ports(len(federation.names)), strict=True):
         home = federation.home(name)
         ceremony.create_identity(home, name, passphrases[name], FAST)
-        examples = weights[name] if federation.study.aggregation.weights == "examples" else 0
         card = table / f"{name}.card.json"
-        ceremony.make_card(home, passphrases[name], f"127.0.0.1:{port}", examples, card)
+        ceremony.make_card(home, passphrases[name], f"127.0.0.1:{port}", examples[name], card)
         write_private(home / SETTINGS, _settings(federation.data[name]))
     holder = federation.key_holder
-    make_key_apart(federation.home(holder), passphrases[holder], plan, table / "public.key")
-    study = federation.study
-    ceremony.propose(
-        cards=[table / f"{name}.card.json" for name in federation.names],
-        public_key=table / "public.key",
-        key_holder=holder,
-        study=federation.study_text,
-        plan=plan.to_dict(),
-        task_digest=task_digest(study.task.class_name),
-        weights=weights,
-        created=now,
-        expires=now + timedelta(days=1),
-        out=table / "proposal.json",
-        min_hidden=study.aggregation.min_hidden,
-        allow_two_parties=study.aggregation.allow_two_parties,
-        debug=["check-sums"] if study.debug.check_sums else [],
+    make_key_apart(federation.home(holder), passphrases[holder], plan_for(federation.study), table / "public.key")
+    propose(
+        federation.study_text,
+        federation.study,
+        "study",
+        [table / f"{name}.card.json" for name in federation.names],
+        table / "public.key",
+        holder,
+        now,
+        now + timedelta(days=1),
+        table / "proposal.json",
     )
     signatures = [table / f"{name}.signature.json" for name in federation.names]
     for name, signature in zip(federation.names, signatures, strict=True):
@@ -324,14 +304,15 @@ def make_key_apart(home: Path, passphrase: str, plan: Plan, public_key: Path) ->
         raise LocalError(f"{home}: the key pair could not be made; is there space on the disk?")
 
 
-def _weights(federation: Federation) -> dict[str, int]:
-    """The public weights: each party's number of examples, bucketed, counted in a process of its own."""
+def _examples(federation: Federation) -> dict[str, int]:
+    """What each party declares: its number of examples where the study weights by it, else nothing."""
     if federation.study.aggregation.weights == "equal":
-        return dict.fromkeys(federation.names, 1)
+        return dict.fromkeys(federation.names, 0)
     counts = in_process(_count_examples, federation)
     if isinstance(counts, str):
         raise LocalError(counts)
-    return {name: bucket(count) for name, count in counts.items()}
+    assert isinstance(counts, dict)
+    return counts
 
 
 def _count_examples(federation: Federation) -> dict[str, int] | str:
@@ -397,10 +378,3 @@ def _tree(federation: Federation) -> Tree:
     manifest = ceremony.read_proposal(federation.out / "ceremony" / "proposal.json")
     roster = Roster(tuple(Member(name) for name in federation.names), federation.key_holder)
     return place(roster, roster.names, bytes.fromhex(manifest.tree_seed))
-
-
-def federation_from(
-    study_text: str, source: str, data: Mapping[str, Mapping[str, Any]], key_holder: str, out: Path
-) -> Federation:
-    """Check a study and put a federation together."""
-    return Federation(study_text, parse_study(study_text, source), data, key_holder, out)

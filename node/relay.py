@@ -23,7 +23,7 @@ from keys.errors import WardtreeError
 from keys.identity import verify
 from node import update
 from node.channel import Channel, ChannelClosedError
-from node.home import LEDGER, MODEL, Home, HomeError
+from node.home import LEDGER, MODEL, Home, HomeError, Options
 from node.ledger import Ledger
 from node.process import name_process
 from node.protocol import events as ev
@@ -33,9 +33,8 @@ from node.protocol.keyholder import KeyHolder
 from node.protocol.link import Link, Wire
 from node.protocol.messages import Partial
 from node.protocol.party import Party
-from node.rooms import Enclave, RoomError, round_job
+from node.rooms import Enclave, RoomError, Template, round_job
 from node.sumcheck import fingerprint
-from node.supervisor import Options
 from node.tasks.base import StatisticsSpec
 from node.telemetry import Telemetry
 from node.transport import REFUSED, Peer, Transport
@@ -87,7 +86,7 @@ class Relay:
         telemetry: Telemetry,
         options: Options,
     ) -> None:
-        self.home, self.template, self.keyroom = home, template, keyroom
+        self.home, self.template, self.keyroom = home, Template(template), keyroom
         self.telemetry, self.options = telemetry, options
         self.identity = load_identity(home.path, passphrase)
         self.ledger = Ledger(home.path / LEDGER, self.identity.sign)
@@ -126,6 +125,7 @@ class Relay:
         self.ledger.append(what="started", manifest=self.home.manifest.digest, time=int(time.time()))
         if self.keyroom and self.keyroom.read is not None:
             self.transport.watch(self.keyroom.read)
+        self.transport.watch(self.template.descriptor)
         self._start_enclave("prepare")
         while self.exit_code is None:
             messages, descriptors, connected = self.transport.poll(self._patience())
@@ -133,6 +133,8 @@ class Relay:
                 self._put(self.parent, [self.links[self.parent].hello()])
             for peer, parts in messages:
                 self._take(peer, parts)
+            if self.template.descriptor in descriptors:
+                self.template.hear()
             if self.keyroom and self.keyroom.read in descriptors:
                 self._hear_keyroom()
             enclave = self.current.enclave
@@ -224,7 +226,7 @@ class Relay:
 
     def _start_enclave(self, kind: str, **fields: Any) -> None:
         self._end_enclave()
-        self.current.enclave = Enclave(self.template, kind, **fields)
+        self.current.enclave = self.template.start(kind, **fields)
         self.current.pulls = 1
         self.transport.watch(self.current.enclave.descriptor)
 

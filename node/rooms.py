@@ -6,10 +6,11 @@ import contextlib
 import os
 import signal
 import socket
+from collections import deque
 from typing import Any
 
 from keys.errors import WardtreeError
-from node.channel import Channel, ChannelClosedError
+from node.channel import Channel
 from node.update import Model
 
 
@@ -20,35 +21,79 @@ class RoomError(WardtreeError):
 class Enclave:
     """One job's enclave, as the relay sees it."""
 
-    def __init__(self, template: socket.socket, kind: str, **fields: Any) -> None:
-        """Have the template fork an enclave and give it its job.
-
-        Raises:
-            RoomError: the template is gone.
-        """
-        self.channel, theirs = Channel.pair()
-        try:
-            socket.send_fds(template, [kind.encode()], [theirs.read or 0, theirs.write or 0])
-            theirs.close()
-            answer, descriptors, _, _ = socket.recv_fds(template, 16, 1)
-            if not answer:
-                raise RoomError("the template of the enclaves ended; see its message above")
-            self._process = descriptors[0]
-            self.channel.send(kind, **fields)
-        except (OSError, ChannelClosedError) as error:
-            raise RoomError("the template of the enclaves ended; see its message above") from error
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self._process: int | None = None
+        self._ended = False
 
     @property
     def descriptor(self) -> int:
         assert self.channel.read is not None
         return self.channel.read
 
+    def started(self, process: int) -> None:
+        """The template forked it; ``process`` is a pidfd, which can never mean another process."""
+        self._process = process
+        if self._ended:
+            self._kill()
+
     def end(self) -> None:
-        """End the process if it still runs, and forget the pipes."""
+        """End the process, now or as soon as it exists, and forget the pipe."""
+        self.channel.close()
+        self._ended = True
+        if self._process is not None:
+            self._kill()
+
+    def _kill(self) -> None:
+        assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._process, signal.SIGKILL)
         os.close(self._process)
-        self.channel.close()
+        self._process = None
+
+
+class Template:
+    """The relay's line to the template. Nothing here waits: the template may still be importing torch."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._starting: deque[Enclave] = deque()
+
+    @property
+    def descriptor(self) -> int:
+        return self._control.fileno()
+
+    def start(self, kind: str, **fields: Any) -> Enclave:
+        """Ask for an enclave with this job. The job lies in a memfd, so that a large model blocks nobody.
+
+        Raises:
+            RoomError: the template is gone.
+        """
+        read, write = os.pipe()
+        job = os.memfd_create("wardtree job", os.MFD_CLOEXEC)
+        try:
+            Channel(None, job).send(kind, **fields)
+            os.lseek(job, 0, os.SEEK_SET)
+            socket.send_fds(self._control, [kind.encode()], [job, write])
+        except OSError as error:
+            raise RoomError("the template of the enclaves ended; see its message above") from error
+        finally:
+            os.close(job)
+            os.close(write)
+        enclave = Enclave(Channel(read, None))
+        self._starting.append(enclave)
+        return enclave
+
+    def hear(self) -> None:
+        """Take the template's word that an enclave runs.
+
+        Raises:
+            RoomError: the template is gone.
+        """
+        answer, descriptors, _, _ = socket.recv_fds(self._control, 3, 1)  # one answer, "pid", at a time
+        if not answer:
+            raise RoomError("the template of the enclaves ended; see its message above")
+        self._starting.popleft().started(descriptors[0])
 
 
 def round_job(model: Model, round_: int, purpose: str, check_seed: bytes | None) -> dict[str, Any]:

@@ -12,28 +12,14 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from keys.errors import WardtreeError
 from node.channel import Channel
-from node.home import Home, load_home, lock_home
+from node.home import Home, Options, load_home, lock_home
 from node.process import name_process, reap, spawn
 from node.telemetry import Telemetry
-
-
-@dataclass(frozen=True)
-class Options:
-    """What whoever starts a node may ask for. The debug seeds count only if the manifest allows the check.
-
-    Attributes:
-        check_seeds: one of 32 bytes for each round, from 0; empty: no sum check.
-        history: a folder for the published model of every round; None: only the last is kept.
-    """
-
-    check_seeds: tuple[bytes, ...] = ()
-    history: Path | None = None
 
 
 def run_node(

@@ -107,7 +107,7 @@ class Codec:
             raise RemoteProtocolError(who, f"a header of {MAX_HEADER_BYTES} bytes", f"{len(packed)} bytes")
         header = _unpack(who, packed)
         version, number, manifest, round_, segment, bitmap, base, sender, recipient, details, digest = header
-        if version != VERSION or not _is_index(number, len(KINDS)):
+        if type(version) is not int or version != VERSION or not _is_index(number, len(KINDS)):
             raise RemoteProtocolError(who, f"protocol version {VERSION} and a known kind", "another")
         if manifest != self.manifest:
             raise RemoteProtocolError(who, "a frame under our manifest", "one under another manifest")
@@ -184,7 +184,7 @@ def _build(who: str, kind: type[Any], values: dict[str, Any]) -> Message:
     for name, value in list(values.items()):
         field = kind.__dataclass_fields__.get(name)
         if field is None:
-            if value != 0:
+            if type(value) is not int or value != 0:
                 raise RemoteProtocolError(who, f"no {name}", "one")
             del values[name]
             continue

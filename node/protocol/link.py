@@ -90,7 +90,8 @@ class Link:
             if wire.kind != HELLO:
                 return [], []  # a session is introduced first: its numbering is not known
             self.peer_session = wire.session
-            self._received = self._consumed = 0
+            self._consumed -= self._received  # what its predecessor left unconsumed still takes up the window
+            self._received = 0
             self._renumber()
         knows_us = wire.peer == self.session
         if wire.kind == HELLO and (wire.sequence == 0 or not knows_us):

@@ -1,0 +1,62 @@
+"""The command line: ``wardtree``. Thin: it reads arguments, calls, prints, and turns errors into exit codes.
+
+Exit codes: 0 done; 1 the study failed, or a result is not what it must be; 2 wrong input: a message of one
+line says who, what was expected, what came; 70 a bug of ours; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from keys.errors import WardtreeError
+from node.cli import ceremony, local, node, study
+from topology import TopologyError
+
+app = typer.Typer(
+    name="wardtree",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Hospitals train one model together; nobody sees another's data or another's model update.",
+    epilog="Start with [bold]wardtree local[/bold]: four hospitals on this machine, on real data.",
+)
+app.command("local")(local.local)
+app.command("node")(node.node)
+app.add_typer(ceremony.app, name="ceremony")
+app.add_typer(study.app, name="study")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"wardtree {version('wardtree')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except (WardtreeError, TopologyError) as error:
+        for line in str(error).splitlines():
+            print(f"wardtree: {line}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("wardtree: interrupted; everything is ended", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,163 @@
+"""``wardtree local``: a whole federation on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from node import report as reports
+from node.display import LiveView
+from node.local import (
+    STUDIES,
+    Federation,
+    LocalError,
+    Outcome,
+    in_process,
+    read_parties,
+    run_federation,
+    simulated_parties,
+)
+from node.study import parse_study
+
+HEART = STUDIES / "heart.toml"
+HEART_DATA = STUDIES / "heart.data.toml"
+SYNTHETIC = """\
+[study]
+name = "synthetic"
+rounds = 3
+seed = 1
+
+[task]
+class = "synthetic"
+
+[task.options]
+params = {params}
+
+[debug]
+check_sums = true
+"""
+
+
+def local(
+    study: Annotated[Path | None, typer.Option(help="A study; default: heart disease in four hospitals.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A TOML file with one table per party: its data.")] = None,
+    parties: Annotated[int | None, typer.Option(help="How many parties.", min=1)] = None,
+    rounds: Annotated[int | None, typer.Option(help="Training rounds, instead of the study's.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed, instead of the study's.", min=0)] = None,
+    task: Annotated[str | None, typer.Option(help='"synthetic": no data, no torch, for load and scale.')] = None,
+    params: Annotated[int, typer.Option(help="Parameters of the synthetic task.", min=1)] = 10_000,
+    out: Annotated[Path | None, typer.Option(help="The run's folder, new or empty.  [default: runs/…]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
+) -> None:
+    """Run a whole tree of hospitals on this machine: real processes, real sockets, a real key ceremony.
+
+    Each party has its own folder and its own processes. The report compares what each hospital could do
+    alone with the federation, and with data pooled in one place, which is never allowed in life.
+
+    Exit code 0: the study is complete, all models are identical and, where checked, all sums exact.
+
+    Examples:
+
+        wardtree local
+
+        wardtree local --parties 7 --rounds 3 --task synthetic --params 200000 --json
+
+        wardtree local --study my-study.toml --data my-hospitals.toml --out runs/first
+    """
+    text, source = _study_text(study, task, params)
+    text = _override(text, "rounds", rounds, source)
+    text = _override(text, "seed", seed, source)
+    checked = parse_study(text, source)
+    tables, key_holder = _parties(checked.task.class_name, study, data, parties)
+    folder = (
+        out
+        or Path("runs") / f"{re.sub(r'[^a-z0-9]+', '-', checked.name.lower())}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    federation = Federation(text, checked, tables, key_holder, folder.resolve())
+    if len(tables) > (os.cpu_count() or 1) // 2:
+        # Many nodes share few cores: threads inside each of them only get in each other's way.
+        for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(variable, "1")
+    console = Console(stderr=as_json)
+    if len(tables) == 3 and not as_json:
+        console.print("[yellow]Three parties: each learns the sum of the two others' updates, no less.[/yellow]")
+    with LiveView(checked.rounds) as view:
+        outcome = run_federation(federation, view.update)
+    result = reports.build(federation, outcome, _comparison(federation, outcome))
+    reports.write(federation.out, result)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, sort_keys=True))
+    else:
+        console.print(reports.summary_table(result))
+        console.print(f"Report: {federation.out / 'report.html'} and report.json")
+    raise typer.Exit(0 if result["ok"] else 1)
+
+
+def _study_text(study: Path | None, task: str | None, params: int) -> tuple[str, str]:
+    if study and task:
+        raise LocalError("--study and --task: expected one of the two; a study names its task itself")
+    if task not in (None, "synthetic"):
+        raise LocalError(f'--task: expected "synthetic", came {task!r}; other tasks need a study')
+    if task:
+        return SYNTHETIC.format(params=params), "the synthetic study"
+    path = study or HEART
+    try:
+        return path.read_text(encoding="utf-8"), str(path)
+    except OSError as error:
+        raise LocalError(f"{path}: expected a study file: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise LocalError(f"{path}: expected a study file in UTF-8, came other bytes") from error
+
+
+def _override(text: str, key: str, value: int | None, source: str) -> str:
+    """The study with another value of a key of ``[study]``: what runs is what everyone signs."""
+    if value is None:
+        return text
+    changed, count = re.subn(rf"(?m)^({key}\s*=\s*)[^#\n]*?(\s*(?:#.*)?)$", rf"\g<1>{value}\g<2>", text)
+    if count != 1:
+        raise LocalError(f"--{key}: expected one line `{key} = …` in {source}, came {count}")
+    return changed
+
+
+def _parties(
+    task: str, study: Path | None, data: Path | None, parties: int | None
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """Who takes part, with which data: the file's tables, or simulated parties that share what there is."""
+    path = data or (HEART_DATA if study is None and task != "synthetic" else None)
+    if path is None:
+        if parties is None:
+            raise LocalError("--parties or --data: expected one of the two, to know who takes part")
+        return simulated_parties(parties, {})
+    tables, key_holder = read_parties(path)
+    if parties in (None, len(tables)):
+        return tables, key_holder
+    if data:
+        raise LocalError(f"--parties {parties}: {data} has {len(tables)} parties; leave one of the two out")
+    return simulated_parties(parties or 0, {"csv": tables[key_holder]["csv"]})
+
+
+def _comparison(federation: Federation, outcome: Outcome) -> dict[str, Any]:
+    if not outcome.record.models_identical:
+        return {}
+    result = in_process(_compare, federation)
+    assert isinstance(result, dict)
+    return result
+
+
+def _compare(federation: Federation) -> dict[str, Any]:
+    """Runs in a process of its own: it reads every hospital's data, which only a simulation may."""
+    from node.compare import compare
+    from node.relay import load_model
+
+    models = [load_model(path) for path in sorted((federation.out / "models").glob("round-*.npz"))]
+    trained = [model for model in models if model.round >= 0] if models[-1].statistics is not None else models
+    homes = {name: federation.home(name) for name in federation.names}
+    parameters = [model.parameters for model in trained]
+    return compare(federation.study, federation.data, homes, parameters, trained[-1].statistics)

@@ -1,0 +1,74 @@
+"""``wardtree node``: one institution's node."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from node.channel import Channel, ChannelClosedError
+from node.cli.passphrase import Descriptor, read_passphrase
+from node.process import name_process, reap, spawn
+from node.supervisor import run_node
+
+
+def node(
+    home: Annotated[Path, typer.Option(help="The node's home folder, made by the ceremony.")],
+    passphrase_fd: Descriptor = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line for what happens.")] = False,
+) -> None:
+    """Run one institution's node until the study ends.
+
+    The home must have joined a manifest (`wardtree ceremony join`). The node dials its parent in the tree and
+    waits for its children; where each sits follows from the manifest.
+
+    Examples:
+
+        wardtree node --home /srv/wardtree/uppsala
+
+        wardtree node --home /srv/wardtree/uppsala --passphrase-fd 3 3< /run/keys/uppsala
+    """
+    ours, theirs = Channel.pair()
+    # The reader is forked before there is a passphrase in this process.
+    reader = spawn(signal.SIGKILL, _show, ours, theirs, as_json)
+    ours.close()
+    try:
+        code = run_node(home, lambda: read_passphrase(passphrase_fd, str(home)), theirs)
+    finally:
+        theirs.close()
+        reap(reader)
+    raise typer.Exit(code)
+
+
+def _show(channel: Channel, other: Channel, as_json: bool) -> None:
+    other.close()
+    name_process("wardtree log")
+    try:
+        while True:
+            event = channel.receive()
+            line = json.dumps(event) if as_json else _in_words(event)
+            if line:
+                print(line, flush=True, file=sys.stderr if event.get("error") and not as_json else sys.stdout)
+    except ChannelClosedError:
+        return
+
+
+def _in_words(event: dict[str, Any]) -> str:
+    match event:
+        case {"kind": "ready", "parameters": parameters}:
+            return f"ready: {parameters} parameters; waiting for the others"
+        case {"kind": "round", "what": what, "round": number, "contributors": names}:
+            return f"round {number}: {what} {', '.join(names)}".rstrip()
+        case {"kind": "applied", "round": number, "seconds": seconds}:
+            return f"round {number}: model updated after {seconds:.1f} s"
+        case {"kind": "dropped", "who": who, "expected": expected, "came": came}:
+            return f"dropped: {who}: expected {expected}, came {came}"
+        case {"kind": "warning", "text": text}:
+            return f"warning: {text}"
+        case {"kind": "stopped", "error": error}:
+            return f"stopped: {error}" if error else "the study is complete; model.npz is in the home"
+    return ""

@@ -1,0 +1,387 @@
+"""What a local run showed: one plain dict, ``report.json``, and the end report in the terminal.
+
+Pure but for :func:`write`. Comparisons between hospitals exist in a local run alone, so this is no part of
+what a hospital's own node does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from node.protocol.messages import STATISTICS, TRAIN
+from node.record import STAGES, Record
+from topology import Tree
+
+if TYPE_CHECKING:
+    from node.local import Federation, Outcome
+
+FIGURES = {"accuracy": "accuracy", "auc": "AUC", "balanced_accuracy": "balanced accuracy"}
+"""The figures of a model that are shown, in order, and what they are called."""
+
+MODELS = {"local": "local only", "federated": "federated", "pooled": "pooled"}
+
+ROLES = {"key_holder": "key holder", "apex": "apex", "inner_node": "inner node", "leaf": "leaf"}
+
+LINKS = ("to_parent", "from_parent", "to_children", "from_children")
+
+LISTED_NODES = 16
+"""Up to so many nodes are shown one by one; of more, each role's mean."""
+
+Report = Mapping[str, Any]
+
+
+# ---- building -------------------------------------------------------------------------------------------
+
+
+def build(federation: Federation, outcome: Outcome, comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything a local run showed, JSON-able.
+
+    Args:
+        federation: what was run.
+        outcome: how it ended; a run that failed half-way is reported as far as it got.
+        comparison: what ``node.compare.compare`` gave, or {}.
+
+    Returns:
+        "ok" (every node ended with 0, all models are identical, no sum was wrong); "rounds" completed and
+        "rounds_asked" (training rounds); "sums_exact", None when the debug check was off; "rounds_detail" and
+        "stages" in seconds; "bytes" per party and link; "saw": what each role received, in sentences with
+        counts; "results": the comparison; and what the run was (study, parties, tree, ...).
+    """
+    study, record, tree = federation.study, outcome.record, outcome.tree
+    checked = study.debug.check_sums
+    errors = _errors(outcome)
+    rounds = _rounds(record, tree)
+    trained = sum(entry["purpose"] == TRAIN for entry in rounds)
+    identical, exact = record.models_identical, record.sums_exact() if checked else None
+    report: dict[str, Any] = {
+        "wardtree": _version(),
+        "study": study.name,
+        "task": study.task.class_name,
+        "seed": study.seed,
+        "privacy": study.privacy.mode,
+        "parties": len(record.parties),
+        "parameters": record.parameters,
+        "rounds": trained,
+        "rounds_asked": study.rounds,
+        "key_holder": tree.key_holder,
+        "ok": not errors and identical and exact is not False and trained == study.rounds,
+        "models_identical": identical,
+        "sums_exact": exact,
+        "debug": [_CHECK_SUMS] if checked else [],
+        "errors": errors,
+        "warnings": list(record.warnings),
+        "dropped": _dropped(record),
+        "tree": {"key_holder": tree.key_holder, "apex": tree.apex, "parent": dict(tree.parent)},
+        "rounds_detail": rounds,
+        "stages": {name: dict(record.stages.get(name, {})) for name in record.parties},
+        "bytes": {name: dict(record.traffic[name]) for name in record.parties if name in record.traffic},
+        "saw": _saw(record, tree, rounds),
+        "results": comparison,
+        "notes": [*comparison.get("notes", ()), *_small_sets(rounds)],
+        "seconds": outcome.seconds,
+    }
+    plain: dict[str, Any] = _plain(report)
+    return plain
+
+
+_CHECK_SUMS = (
+    "check-sums: each enclave reported <r, q> mod 2^61-1 of its integers q, for a random r that the launcher drew "
+    "for each round, and the launcher compared the sum with <r, total>. Such a figure says something about an "
+    "update: this mode exists in local runs and tests only, and only where the manifest allows it by name."
+)
+
+
+def _version() -> str:
+    try:
+        return version("wardtree")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _errors(outcome: Outcome) -> dict[str, str]:
+    """Why each node that failed did; a node that said nothing has at least its exit code."""
+    errors = dict(outcome.record.errors)
+    for name in outcome.record.parties:
+        code = outcome.codes.get(name)
+        if code != 0:
+            errors.setdefault(name, "it did not end" if code is None else f"it ended with exit code {code}")
+    return dict(sorted(errors.items()))
+
+
+def _rounds(record: Record, tree: Tree) -> list[dict[str, Any]]:
+    """The rounds that the key holder closed, in order."""
+    opened: dict[int, set[int]] = {}
+    for ciphertext in record.ciphertexts.get(tree.key_holder, ()):
+        opened.setdefault(ciphertext["round"], set()).add(ciphertext["segment"])
+    return [
+        {
+            "round": number,
+            "purpose": STATISTICS if number == 0 else TRAIN,
+            "contributors": sorted(round_.contributors),
+            "left_out": sorted(set(record.parties) - set(round_.contributors)),
+            "seconds": max(round_.seconds.values()),
+            "segments": len(opened.get(number, ())),
+        }
+        for number, round_ in sorted(record.rounds.items())
+        if tree.key_holder in round_.states
+    ]
+
+
+def _dropped(record: Record) -> list[dict[str, Any]]:
+    """Messages and handshakes that were refused, each kind once, with how often it came."""
+    counts = Counter((each["who"], each["expected"], each["came"]) for each in record.dropped)
+    return [
+        {"who": who, "expected": expected, "came": came, "count": count}
+        for (who, expected, came), count in sorted(counts.items())
+    ]
+
+
+def _small_sets(rounds: Iterable[Mapping[str, Any]]) -> list[str]:
+    threes = [str(entry["round"]) for entry in rounds if len(entry["contributors"]) == 3]
+    if not threes:
+        return []
+    which = "round " + threes[0] if len(threes) == 1 else f"rounds {', '.join(threes)}"
+    return [
+        f"Three parties contributed to {which}: each of them learns the sum of the two others' updates, "
+        "by subtracting its own from the total."
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """The same in what JSON has; a figure that is not finite becomes None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):  # numpy's scalars, from a task of the user's own
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# ---- what each role saw ---------------------------------------------------------------------------------
+
+
+def roles(report: Report) -> dict[str, list[str]]:
+    """The parties of each role in :data:`ROLES`; every party has one."""
+    tree = report["tree"]
+    return _by_role(tree["key_holder"], tree["apex"], tree["parent"])
+
+
+def _by_role(key_holder: str, apex: str, parent: Mapping[str, str]) -> dict[str, list[str]]:
+    below = sorted(parent.keys() - {apex})
+    parents = set(parent.values())
+    return {
+        "key_holder": [key_holder],
+        "apex": [apex],
+        "inner_node": [name for name in below if name in parents],
+        "leaf": [name for name in below if name not in parents],
+    }
+
+
+def _saw(record: Record, tree: Tree, rounds: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """For each role, what reached it, counted from the nodes' inbound logs."""
+    saw = {"key_holder": _key_holder_saw(record, tree)}
+    for role, names in _by_role(tree.key_holder, tree.apex, tree.parent).items():
+        if role != "key_holder" and names:
+            saw[role] = _adder_saw(names, record)
+    totals = sum(entry["segments"] for entry in rounds)
+    saw["everyone"] = [
+        f"Every party received {_count(totals, 'total')} that the key holder published, each the sum over all "
+        "that contributed to its round, and the sets of contributors."
+    ]
+    return saw
+
+
+def _key_holder_saw(record: Record, tree: Tree) -> list[str]:
+    log = record.ciphertexts.get(tree.key_holder, [])
+    sums = [each for each in log if each["peer"] == tree.apex and len(each["contributors"]) > 1]
+    places = len({(each["round"], each["segment"]) for each in sums})
+    received = f"{tree.key_holder} received {_count(len(sums), 'aggregate')}"
+    if sums:
+        received += f", {'one per segment and round' if places == len(sums) else f'for {places} segments'}"
+        received += f", each over {_span(sums)}"
+    rest = len(log) - len(sums)
+    received += f"; {rest or 'no'} other ciphertext{'s' if rest > 1 else ''}."
+    holds = "these sums are" if not rest else "these sums and those others are"
+    return [received, f"It holds the secret key: {holds} all that it could ever decrypt."]
+
+
+def _adder_saw(names: list[str], record: Record) -> list[str]:
+    """What one who adds ciphertexts up received; of several, all of them together."""
+    log = [each for name in names for each in record.ciphertexts.get(name, ())]
+    who = names[0] if len(names) == 1 else f"{len(names)} nodes"
+    if 1 < len(names) <= LISTED_NODES:
+        who += f" ({', '.join(names)})"
+    if not log:
+        return [f"{who} received no ciphertext."]
+    alone = sum(len(each["contributors"]) == 1 for each in log)
+    sums = [each for each in log if len(each["contributors"]) > 1]
+    if not sums:
+        kinds = "each of a single party"
+    elif not alone:
+        kinds = f"each a sum over {_span(sums)}"
+    else:
+        kinds = f"{alone} of a single party and {_count(len(sums), 'sum')} over {_span(sums)}"
+    holds = "It holds" if len(names) == 1 else "They hold"
+    return [
+        f"{who} received {_count(len(log), 'ciphertext')} from below: {kinds}.",
+        f"{holds} no secret key and could decrypt none of them.",
+    ]
+
+
+def _span(log: Iterable[Mapping[str, Any]]) -> str:
+    sizes = sorted({len(each["contributors"]) for each in log})
+    return f"{sizes[0]} parties" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} parties"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+# ---- files ----------------------------------------------------------------------------------------------
+
+
+def write(out: Path, report: Report) -> None:
+    """Write ``report.json`` and ``report.html`` into the folder ``out``."""
+    from node.report_html import render  # matplotlib comes with it
+
+    text = json.dumps(report, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    (out / "report.json").write_text(text + "\n", encoding="utf-8")
+    (out / "report.html").write_text(render(report), encoding="utf-8")
+
+
+# ---- the terminal ---------------------------------------------------------------------------------------
+
+
+def verdict(report: Report) -> str:
+    """The run in one line."""
+    parts = [
+        f"{report['rounds']} of {report['rounds_asked']} rounds",
+        f"{report['parties']} parties",
+        "all models identical" if report["models_identical"] else "MODELS DIFFER",
+    ]
+    if report["sums_exact"] is not None:
+        parts.append("every sum exact" if report["sums_exact"] else "A SUM IS WRONG")
+    if report["errors"]:
+        parts.append(f"{_count(len(report['errors']), 'node')} failed")
+    return f"{'OK' if report['ok'] else 'FAILED'}: {', '.join(parts)}, {report['seconds']:.1f} s"
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes with a decimal unit: ``726.1 kB``."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def figure(value: float | None) -> str:
+    """A figure of a model, with three decimals."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def node_rows(report: Report, table: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, dict[str, float]]]:
+    """(who, role, figures) for each node; where there are too many, for each role the mean of its nodes."""
+    rows = []
+    for role, names in roles(report).items():
+        known = [name for name in names if name in table]
+        if report["parties"] <= LISTED_NODES:
+            rows += [(name, ROLES[role], dict(table[name])) for name in known]
+        elif known:
+            keys = {key for name in known for key in table[name]}
+            mean = {key: sum(table[name].get(key, 0) for name in known) / len(known) for key in keys}
+            rows.append((known[0] if len(known) == 1 else f"mean of {len(known)}", ROLES[role], mean))
+    return rows
+
+
+def summary_table(report: Report) -> RenderableType:
+    """The end report in the terminal: the models, the seconds, the bytes, and one verdict line."""
+    parts: list[RenderableType] = []
+    if "hospitals" in report["results"]:
+        if len(report["results"]["hospitals"]) <= LISTED_NODES:
+            parts.append(_own_patients(report["results"]))
+        parts.append(_all_patients(report["results"]))
+    parts += [_seconds(report), _traffic(report)]
+    parts += [Text(f"note: {note}") for note in report["notes"]]
+    if report["dropped"]:
+        refused = sum(each["count"] for each in report["dropped"])
+        parts.append(Text(f"note: messages and handshakes refused: {refused}; report.json says which and why"))
+    parts += [Text(f"debug mode was on: {text}", "yellow") for text in report["debug"]]
+    parts += [Text(f"{name}: {text}", "red") for name, text in report["errors"].items()]
+    parts.append(Text(verdict(report), "bold green" if report["ok"] else "bold red"))
+    return Group(*parts)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="right" if index and column not in ("role", "model") else "left")
+    return table
+
+
+def best(figures: Sequence[float | None]) -> list[bool]:
+    """Which of some models' figures is the largest, as shown."""
+    shown = [figure(value) for value in figures]
+    top = max((text for text, value in zip(shown, figures, strict=True) if value is not None), default="")
+    return [text == top for text in shown]
+
+
+def _own_patients(results: Report) -> Table:
+    table = _table("Each hospital on its own held-out patients", "hospital, patients", "model", *FIGURES.values())
+    for name, models in results["hospitals"].items():
+        own = models["own_patients"]
+        tops = [best([own[model].get(key) for model in MODELS]) for key in FIGURES]
+        who = f"{name}, {own['local'].get('n', 0):.0f}"
+        for line, (model, called) in enumerate(MODELS.items()):
+            styles = ["bold" if top[line] else "" for top in tops]
+            cells = [Text(figure(own[model].get(key)), style) for key, style in zip(FIGURES, styles, strict=True)]
+            table.add_row(Text("" if line else who), Text(called), *cells, end_section=model == "pooled")
+    return table
+
+
+def _all_patients(results: Report) -> Table:
+    table = _table("All hospitals' held-out patients together", "model", *FIGURES.values())
+    for name, figures in together(results):
+        table.add_row(Text(name), *(Text(figure(figures.get(key))) for key in FIGURES))
+    return table
+
+
+def together(results: Report) -> list[tuple[str, Mapping[str, float]]]:
+    """(model, figures) on everyone's held-out patients together; the local-only models from the best AUC down."""
+    local = [
+        (f"{name}, local only", models["all_patients"]["local"]) for name, models in results["hospitals"].items()
+    ]
+    local.sort(key=lambda each: -(each[1].get("auc") or 0.0))
+    return [
+        ("federated", results["together"]["federated"]),
+        ("pooled (never allowed in life)", results["together"]["pooled"]),
+        *local[:LISTED_NODES],
+    ]
+
+
+def _seconds(report: Report) -> Table:
+    table = _table("Seconds per stage, all rounds", "node", "role", *STAGES)
+    for name, role, seconds in node_rows(report, report["stages"]):
+        cells = [f"{seconds[stage]:.2f}" if stage in seconds else "–" for stage in STAGES]
+        table.add_row(Text(name), Text(role), *cells)
+    return table
+
+
+def _traffic(report: Report) -> Table:
+    table = _table("Bytes over each node's links", "node", *(link.replace("_", " ") for link in LINKS))
+    for name, role, links in node_rows(report, report["bytes"]):
+        who = name if report["parties"] <= LISTED_NODES else f"{name} ({role})"
+        table.add_row(Text(who), *(human_bytes(links.get(link, 0)) for link in LINKS))
+    return table

@@ -1,0 +1,299 @@
+"""The grammar on the wire: what is valid comes through whole, all else is a RemoteProtocolError and nothing more."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keys.identity import Identity, verify
+from node.protocol.codec import KINDS, Codec, Frame, RemoteProtocolError
+from node.protocol.link import DATA, Wire
+from node.protocol.messages import Absent, Close, Fail, Finish, Joined, Message, Open, Partial, Total
+from topology import Member, Roster
+
+NAMES = ("ada", "bo", "cy")
+IDENTITIES = {name: Identity(name, bytes([number]) * 32, b"c" * 32, b"b" * 32) for number, name in enumerate(NAMES)}
+KEYS = {name: identity.card(None, 0).signing_key for name, identity in IDENTITIES.items()}
+MANIFEST, BASE, STATE = b"\x11" * 32, b"\x22" * 32, b"\x33" * 32
+CODEC = Codec(MANIFEST, Roster(tuple(map(Member, NAMES)), "ada"), KEYS, verify)
+
+EXAMPLES: tuple[Message, ...] = (
+    Joined(BASE),
+    Open(7, BASE, "train", 1000, True, 30_000),
+    Partial(7, BASE, 3, frozenset({"bo", "cy"}), b"ciphertexts"),
+    Absent(7, BASE),
+    Total(7, BASE, 3, frozenset(NAMES), b"integers"),
+    Close(7, BASE, frozenset(NAMES), 4, STATE),
+    Fail(7, BASE, "the round is below the quorum"),
+    Finish(BASE),
+)
+
+digests = st.binary(min_size=32, max_size=32)
+numbers = st.integers(0, 2**53 - 1)
+sets = st.frozensets(st.sampled_from(NAMES))
+texts = st.text(st.characters(codec="utf-8"), max_size=50)
+payloads = st.binary(max_size=300)
+messages: st.SearchStrategy[Message] = st.one_of(
+    st.builds(Joined, digests),
+    st.builds(Open, numbers, digests, texts, numbers, st.booleans(), numbers),
+    st.builds(Partial, numbers, digests, numbers, sets, payloads),
+    st.builds(Absent, numbers, digests),
+    st.builds(Total, numbers, digests, numbers, sets, payloads),
+    st.builds(Close, numbers, digests, sets, numbers, digests),
+    st.builds(Fail, numbers, digests, texts),
+    st.builds(Finish, digests),
+)
+
+
+def encode(message: Message, sender: str = "bo", recipient: str = "ada") -> Frame:
+    return CODEC.encode(message, sender, recipient, IDENTITIES[sender].sign)
+
+
+def signed(header: object, signer: str = "bo", domain: str = "frame") -> bytes:
+    """An envelope around any header at all, rightly signed: what a malicious member can make."""
+    packed = msgpack.packb(header, use_bin_type=True)
+    return IDENTITIES[signer].sign(domain, packed) + packed
+
+
+def header_of(message: Message) -> list[Any]:
+    header = msgpack.unpackb(encode(message).envelope[64:])
+    assert isinstance(header, list)
+    return header
+
+
+def refused(envelope: bytes, payload: bytes = b"") -> RemoteProtocolError:
+    with pytest.raises(RemoteProtocolError) as caught:
+        CODEC.decode("cy", envelope, payload)
+    assert caught.value.who == "cy", "the neighbour that passed it on is named"
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+# ---- what is valid --------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(messages, st.sampled_from(NAMES), st.sampled_from(("", *NAMES)))
+def test_every_message_comes_out_as_it_went_in(message: Message, sender: str, recipient: str) -> None:
+    frame = encode(message, sender, recipient)
+    assert CODEC.decode(sender, *frame.parts) == frame == Frame(sender, recipient, message, *frame.parts)
+
+
+def test_there_is_an_example_of_every_kind_in_the_order_of_the_wire() -> None:
+    assert tuple(map(type, EXAMPLES)) == KINDS
+
+
+GOLDEN: dict[type[Any], str] = {
+    Joined: (
+        "e31eb59a4a6a95227215727782f968732c58ce5c2bddc9717b531a7a5524a4b3af4cbda4c6cbf889c51f4441ecef99ac47c727f6"
+        "f027be6a44462a177e4b12049b0100c42011111111111111111111111111111111111111111111111111111111111111110000c4"
+        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646190c420e3b0c44298fc1c"
+        "149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    ),
+    Open: (
+        "0aaf2e0e19fd52ae8f23a52a88b154d357fb9eb0a7d1d8a4cf7e0759c3406fe196362306e0c304ac495b02c9281b54a7c41d88cf"
+        "809fbcbc5119ae67c3f76d049b0101c42011111111111111111111111111111111111111111111111111111111111111110700c4"
+        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646194a5747261696ecd03e8"
+        "c3cd7530c420e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    ),
+    Partial: (
+        "e8fd17ad36e771b6a6d1116aa8205c71122160237c7d53c6e3830e6af492df8f25d9510f5872196ac5139d86926ceffe7a7f43a2"
+        "bc7a44c887b20689a04daa009b0102c42011111111111111111111111111111111111111111111111111111111111111110703c4"
+        "0106c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646190c42017274f71c047"
+        "93d5dcea48f4e619ac29e6d60cd5813646e75361625a29acb12e"
+    ),
+    Absent: (
+        "6b177131d55b1bdb83bae52bf7b78c10f376561b65e9fdb325b08baca81efdb15f9e00e1dfbed21a5b62990d5660390481061a42"
+        "a056894891f7ddb3c04e42049b0103c42011111111111111111111111111111111111111111111111111111111111111110700c4"
+        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646190c420e3b0c44298fc1c"
+        "149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    ),
+    Total: (
+        "97d635fdbc0b39f67039bb7c9961cf5a93bd3c4b99d8e04a6f0db5bad7c14de3abc3395a5f6c916fc413a04ba91318e3f1e0cd4d"
+        "56cb001b7c2b8bd9db49a30a9b0104c42011111111111111111111111111111111111111111111111111111111111111110703c4"
+        "0107c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646190c420f1dd6683235e"
+        "1aa7d979daa077abd17e105ba076ef135c7a747a88c681a25a46"
+    ),
+    Close: (
+        "8e4f8d1598f5c064beb31a6c741e8e2c8a63e9e76e76cb909f089b5fee29b84a91db19995cce3c87899fbe1391380060cd9a2262"
+        "fee367f1ba5defcba9cdf10f9b0105c42011111111111111111111111111111111111111111111111111111111111111110700c4"
+        "0107c4202222222222222222222222222222222222222222222222222222222222222222a2626fa36164619204c4203333333333"
+        "333333333333333333333333333333333333333333333333333333c420e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b93"
+        "4ca495991b7852b855"
+    ),
+    Fail: (
+        "0f3be610f2d1dfbfd1318470ddcee5ea66cec32d1373a93b227719388e396db0c3af24a6bf26427d32836caf663ded65dc0e0997"
+        "db0b905783ac87480296c7009b0106c42011111111111111111111111111111111111111111111111111111111111111110700c4"
+        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646191bd74686520726f756e"
+        "642069732062656c6f77207468652071756f72756dc420e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b78"
+        "52b855"
+    ),
+    Finish: (
+        "a8b7a9bebff640902d8d20ba5f02a4f42a4a2658f4f1a29a86c9572581abf9d4a7b732663c801bd2563107ded9595476cfec2b60"
+        "32dc59f54134748e4189c4089b0107c42011111111111111111111111111111111111111111111111111111111111111110000c4"
+        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646190c420e3b0c44298fc1c"
+        "149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    ),
+}
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_the_bytes_on_the_wire_never_change(message: Message) -> None:
+    """Golden: another version of this program must read them; a change needs another protocol version."""
+    assert encode(message).envelope.hex() == GOLDEN[type(message)]
+
+
+def test_the_header_of_a_link_is_29_bytes_that_never_change() -> None:
+    wire = Wire(DATA, 0x0102030405060708, 0x1112131415161718, 0x21222324, 0x31323334, 0x41424344, (b"e", b"p"))
+    head, *item = wire.parts()
+    assert head.hex() == "02" "0102030405060708" "1112131415161718" "21222324" "31323334" "41424344"
+    assert (len(head), item) == (29, [b"e", b"p"])
+    assert Wire.parse(wire.parts()) == wire
+
+
+# ---- what is not ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_any_flipped_bit_and_any_cut_is_refused(message: Message) -> None:
+    envelope, payload = encode(message).parts
+    for at in range(8 * len(envelope)):
+        refused(_flip(envelope, at), payload)
+    for at in range(8 * len(payload)):
+        refused(envelope, _flip(payload, at))
+    for end in range(len(envelope)):
+        refused(envelope[:end], payload)
+    for end in range(len(payload)):
+        refused(envelope, payload[:end])
+    refused(envelope + b"\0", payload)
+    refused(envelope, payload + b"\0")
+
+
+def _flip(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << (bit % 8)
+    return bytes(changed)
+
+
+VERSION, KIND, UNDER, ROUND, SEGMENT, SET, ON, SENDER, RECIPIENT, DETAILS, PAYLOAD = range(11)
+PARTIAL, CLOSE, OPEN, JOINED, FAIL = EXAMPLES[2], EXAMPLES[5], EXAMPLES[1], EXAMPLES[0], EXAMPLES[6]
+WRONG: dict[str, tuple[Message, int, Any, str]] = {
+    "another version": (PARTIAL, VERSION, 2, "protocol version 1"),
+    "true for the version": (PARTIAL, VERSION, True, "protocol version 1"),
+    "unknown kind": (PARTIAL, KIND, len(KINDS), "a known kind"),
+    "negative kind": (PARTIAL, KIND, -1, "a known kind"),
+    "true for the kind": (PARTIAL, KIND, True, "a known kind"),
+    "another manifest": (PARTIAL, UNDER, b"\x12" * 32, "our manifest"),
+    "no manifest": (PARTIAL, UNDER, None, "our manifest"),
+    "a stranger as sender": (PARTIAL, SENDER, "mallory", "a sender on the roster"),
+    "nobody as sender": (PARTIAL, SENDER, "", "a sender on the roster"),
+    "a list as sender": (PARTIAL, SENDER, ["bo"], "a sender on the roster"),
+    "another member as sender": (PARTIAL, SENDER, "cy", "signed by cy"),
+    "a stranger as recipient": (PARTIAL, RECIPIENT, "mallory", "a recipient on the roster"),
+    "a number as recipient": (PARTIAL, RECIPIENT, 0, "a recipient on the roster"),
+    "set too long": (PARTIAL, SET, b"\x06\0", "contributor set"),
+    "set empty": (PARTIAL, SET, b"", "contributor set"),
+    "a fourth of three parties": (PARTIAL, SET, b"\x08", "contributor set"),
+    "set as text": (PARTIAL, SET, "\x06", "contributor set"),
+    "a set where there is none": (JOINED, SET, b"\x06", "no contributors"),
+    "negative round": (PARTIAL, ROUND, -1, "Partial.round"),
+    "round beyond 2**53": (PARTIAL, ROUND, 2**53, "Partial.round"),
+    "true for the round": (PARTIAL, ROUND, True, "Partial.round"),
+    "a float for the round": (PARTIAL, ROUND, 7.0, "Partial.round"),
+    "true for the segment": (PARTIAL, SEGMENT, True, "Partial.segment"),
+    "a segment where there is none": (CLOSE, SEGMENT, 1, "no segment"),
+    "false for no segment": (CLOSE, SEGMENT, False, "no segment"),
+    "a round where there is none": (JOINED, ROUND, 1, "no round"),
+    "base of 31 bytes": (PARTIAL, ON, BASE[:31], "Partial.base"),
+    "base of 33 bytes": (PARTIAL, ON, BASE + b"\0", "Partial.base"),
+    "base as text": (PARTIAL, ON, "\x22" * 32, "Partial.base"),
+    "details missing": (CLOSE, DETAILS, [4], "2 details"),
+    "details too many": (CLOSE, DETAILS, [4, STATE, 0], "2 details"),
+    "details as a number": (CLOSE, DETAILS, 4, "2 details"),
+    "state of 31 bytes": (CLOSE, DETAILS, [4, STATE[:31]], "Close.state"),
+    "negative segments": (CLOSE, DETAILS, [-1, STATE], "Close.segments"),
+    "a number for true": (OPEN, DETAILS, ["train", 1000, 1, 30_000], "Open.key_holder_contributes"),
+    "a list for text": (FAIL, DETAILS, [["reason"]], "Fail.reason"),
+    "payload swapped": (PARTIAL, PAYLOAD, hashlib.sha256(b"other").digest(), "the payload that was signed"),
+    "no payload digest": (PARTIAL, PAYLOAD, None, "the payload that was signed"),
+}
+
+
+@pytest.mark.parametrize(("message", "field", "value", "expected"), WRONG.values(), ids=WRONG.keys())
+def test_each_field_wrong_once_is_refused_and_named_though_signed(
+    message: Message, field: int, value: Any, expected: str
+) -> None:
+    header = header_of(message)
+    header[field] = value
+    assert expected in str(refused(signed(header), encode(message).payload))
+
+
+def test_a_payload_where_there_is_none_is_refused_though_signed() -> None:
+    header = header_of(EXAMPLES[3])
+    header[PAYLOAD] = hashlib.sha256(b"x").digest()
+    assert "no payload" in str(refused(signed(header), b"x"))
+
+
+def test_a_signature_for_another_purpose_or_by_another_member_is_false() -> None:
+    for envelope in (signed(header_of(PARTIAL), domain="ledger"), signed(header_of(PARTIAL), signer="cy")):
+        assert "signed by bo" in str(refused(envelope, encode(PARTIAL).payload))
+
+
+def test_the_payload_of_one_frame_does_not_fit_another() -> None:
+    other = encode(Partial(7, BASE, 4, frozenset({"bo", "cy"}), b"others"))
+    assert "the payload that was signed" in str(refused(encode(PARTIAL).envelope, other.payload))
+
+
+BOMBS = {
+    "deep nesting": b"\x91" * 8000,
+    "huge array": b"\xdd\xff\xff\xff\xff",
+    "huge map": b"\xdf\xff\xff\xff\xff",
+    "huge bytes": b"\xc6\xff\xff\xff\xff",
+    "huge text": b"\xdb\xff\xff\xff\xff",
+    "huge extension": b"\xc9\xff\xff\xff\xff\x01",
+    "an extension": b"\x9b" + b"\xd4\x01\x00" * 11,
+    "a timestamp": b"\x9b" + b"\xd6\xff\x00\x00\x00\x00" * 11,
+    "an empty timestamp": b"\x9b" + b"\xc7\x00\xff" * 11,
+    "a map": b"\x9b" + b"\x81\x00\x00" * 11,
+    "arrays of arrays": b"\x9b" + (b"\x9f" + b"\x9f" * 15) * 11,
+    "text that is not UTF-8": b"\x9b" + b"\xa1\xff" * 11,
+    "a number instead of an array": b"\x01",
+    "ten fields": b"\x9a" + b"\x00" * 10,
+    "two headers": b"\x9b" + b"\x00" * 11 + b"\x00",
+    "a reserved byte": b"\xc1",
+    "a header too long": b"\x9b" + b"\x00" * 9000,
+}
+
+
+@pytest.mark.parametrize("packed", BOMBS.values(), ids=BOMBS.keys())
+def test_a_msgpack_bomb_is_refused(packed: bytes) -> None:
+    refused(IDENTITIES["bo"].sign("frame", packed) + packed)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=400), st.binary(max_size=50))
+def test_random_bytes_are_refused(envelope: bytes, payload: bytes) -> None:
+    refused(envelope, payload)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | texts | st.binary(max_size=40),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=2),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(EXAMPLES), st.dictionaries(st.integers(0, 10), anything, min_size=1, max_size=3))
+def test_whatever_a_member_signs_is_a_frame_or_a_protocol_error(message: Message, change: dict[int, Any]) -> None:
+    header = [change.get(field, value) for field, value in enumerate(header_of(message))]
+    try:
+        frame = CODEC.decode("cy", signed(header), encode(message).payload)
+    except RemoteProtocolError:
+        return
+    assert header_of(frame.message)[ROUND:SENDER] == header[ROUND:SENDER], "only what was said is understood"

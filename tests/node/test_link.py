@@ -1,0 +1,220 @@
+"""Two links over a line that loses, breaks and meets restarted neighbours."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node.protocol.link import CREDIT, DATA, HELLO, Link, Wire
+
+Item = tuple[bytes, ...]
+
+
+@dataclass
+class Life:
+    """One process at one end: its link, what its reader was given from each neighbour's process, what it did."""
+
+    link: Link
+    sent: list[Item] = field(default_factory=list)
+    arrived: dict[int, list[Item]] = field(default_factory=dict)
+    unconsumed: deque[Item] = field(default_factory=deque)
+
+
+class Line:
+    """A child that dials its parent, and what is under way between them."""
+
+    def __init__(self, seed: int, window: int) -> None:
+        self.random, self.window, self.count = random.Random(seed), window, 0
+        self.wires: dict[str, deque[Wire]] = {"child": deque(), "parent": deque()}
+        self.lives = {"child": [self._born()], "parent": [self._born()]}
+        self.connect()
+
+    def _born(self) -> Life:
+        return Life(Link(self.random.getrandbits(63) | 1, self.window))
+
+    def now(self, side: str) -> Life:
+        return self.lives[side][-1]
+
+    def put(self, side: str, wires: list[Wire]) -> None:
+        """Under way to the other side, as the bytes of a message."""
+        for wire in wires:
+            parsed = Wire.parse(wire.parts())
+            assert parsed == wire
+            self.wires[_other(side)].append(parsed)
+
+    def connect(self) -> None:
+        self.put("child", [self.now("child").link.hello()])
+
+    def cut(self) -> None:
+        """The connection breaks: any part of what was under way is lost, and the child dials again."""
+        for queue in self.wires.values():
+            kept = [wire for wire in queue if self.random.random() < 0.5]
+            queue.clear()
+            queue.extend(kept)
+        self.connect()
+
+    def restart(self, side: str) -> None:
+        for queue in self.wires.values():
+            queue.clear()
+        self.lives[side].append(self._born())
+        self.connect()
+
+    def send(self, side: str) -> None:
+        life = self.now(side)
+        self.count += 1
+        item = (f"{side} {self.count}".encode(), b"payload")
+        life.sent.append(item)
+        self.put(side, life.link.send(item))
+
+    def deliver(self, side: str) -> None:
+        life = self.now(side)
+        items, replies = life.link.receive(self.wires[side].popleft())
+        self.put(side, replies)
+        life.arrived.setdefault(life.link.peer_session or 0, []).extend(items)
+        life.unconsumed.extend(items)
+        assert len(life.unconsumed) <= self.window, "a reader never holds more than its window"
+
+    def consume(self, side: str) -> None:
+        life = self.now(side)
+        life.unconsumed.popleft()
+        self.put(side, life.link.consumed())
+
+    def step(self, faults: bool) -> bool:
+        """One thing that can happen, drawn by chance; False when nothing can."""
+        choices = [(self.deliver, side) for side in self.wires if self.wires[side]]
+        choices += [(self.consume, side) for side in self.wires if self.now(side).unconsumed]
+        if faults:
+            choices += [(self.send, "child"), (self.send, "parent")]
+            if self.random.random() < 0.1:
+                self.restart(self.random.choice(("child", "parent"))) if self.random.random() < 0.3 else self.cut()
+                return True
+        if choices:
+            happen, side = self.random.choice(choices)
+            happen(side)
+        return bool(choices)
+
+
+def _other(side: str) -> str:
+    return "parent" if side == "child" else "child"
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 5), st.integers(0, 300))
+def test_in_order_exactly_once_within_the_window_and_all_of_it(seed: int, window: int, steps: int) -> None:
+    line = Line(seed, window)
+    for _ in range(steps):
+        line.step(faults=True)
+    line.cut()
+    for _ in range(20_000):
+        if not line.step(faults=False):
+            break
+    for side in ("child", "parent"):
+        writer = line.now(_other(side)).link.session
+        sent = {life.link.session: life.sent for life in line.lives[_other(side)]}
+        for reader in line.lives[side]:
+            for session, items in reader.arrived.items():
+                places = [sent[session].index(item) for item in items]
+                assert places == sorted(set(places)), "in order, and nothing twice to one process"
+                if places:
+                    assert places == list(range(places[0], places[-1] + 1)), "nothing is skipped"
+        arrived = [item for life in line.lives[side] for item in life.arrived.get(writer, [])]
+        assert set(arrived) == set(sent[writer]), "everything of a living process arrives once faults stop"
+        link = line.now(_other(side)).link
+        assert (link.pending, link.flushed) == (0, True)
+
+
+def test_only_a_window_goes_out_before_the_reader_consumes() -> None:
+    line = Line(0, window=2)
+    while line.step(faults=False):
+        pass
+    for _ in range(5):
+        line.send("child")
+    assert [wire.sequence for wire in line.wires["parent"]] == [1, 2]
+    assert line.now("child").link.pending == 5
+    for _ in range(2):
+        line.deliver("parent")
+    line.consume("parent")
+    line.deliver("child")
+    assert [wire.sequence for wire in line.wires["parent"]] == [3]
+    assert line.now("child").link.pending == 4
+
+
+def test_what_a_dead_neighbour_left_unconsumed_still_counts_against_the_window() -> None:
+    line = Line(0, window=2)
+    while line.step(faults=False):
+        pass
+    for _ in range(2):
+        line.send("child")
+        line.deliver("parent")
+    line.restart("child")
+    for _ in range(4):
+        line.send("child")
+    while line.wires["parent"] or line.wires["child"]:
+        line.deliver("parent" if line.wires["parent"] else "child")
+    assert [item[0] for item in line.now("parent").unconsumed] == [b"child 1", b"child 2"]
+    while line.step(faults=False):
+        pass
+    session = line.now("child").link.session
+    assert line.now("parent").arrived[session] == line.now("child").sent
+
+
+def test_wires_of_a_session_that_was_never_introduced_do_nothing() -> None:
+    link = Link(1, window=2)
+    for kind in (DATA, CREDIT):
+        item = (b"envelope", b"payload") if kind == DATA else ()
+        assert link.receive(Wire(kind, 99, 1, 1, 0, 4, item)) == ([], [])
+    assert link.peer_session is None
+
+
+def test_a_wire_that_speaks_to_our_predecessor_gives_no_credit_and_drops_nothing() -> None:
+    link = Link(2, window=2)
+    link.send((b"envelope", b"payload"))
+    _, replies = link.receive(Wire(HELLO, 99, 1, 0, received=5, limit=7))
+    assert [wire.kind for wire in replies] == [HELLO]
+    assert (link.pending, link.flushed) == (1, False)
+
+
+def test_a_repeated_or_later_item_is_not_delivered() -> None:
+    link = Link(1, window=4)
+    link.receive(Wire(HELLO, 99, 1, 1, 0, 4))
+    data = {n: Wire(DATA, 99, 1, n, 0, 4, (b"item %d" % n, b"")) for n in range(1, 7)}
+    given = [link.receive(data[n])[0] for n in (1, 1, 3, 2, 2, 3, 4, 5, 6)]
+    items = [item[0] for batch in given for item in batch]
+    assert items == [b"item 1", b"item 2", b"item 3", b"item 4"], "the fifth is beyond the window"
+
+
+HEAD = Wire(CREDIT, 1, 2, 3, 4, 5).parts()[0]
+GARBAGE = {
+    "nothing": [],
+    "an empty part": [b""],
+    "a short header": [HEAD[:-1]],
+    "a long header": [HEAD + b"\0"],
+    "an unknown kind": [b"\x04" + HEAD[1:]],
+    "kind zero": [b"\0" + HEAD[1:]],
+    "a credit with an item": [HEAD, b"e", b"p"],
+    "data without an item": [bytes([DATA]) + HEAD[1:]],
+    "data with half an item": [bytes([DATA]) + HEAD[1:], b"e"],
+    "data with three parts": [bytes([DATA]) + HEAD[1:], b"e", b"p", b"x"],
+}
+
+
+@pytest.mark.parametrize("parts", GARBAGE.values(), ids=GARBAGE.keys())
+def test_garbage_is_no_wire(parts: list[bytes]) -> None:
+    assert Wire.parse(parts) is None
+
+
+@settings(max_examples=200)
+@given(st.lists(st.binary(max_size=40) | st.binary(min_size=29, max_size=29), max_size=4))
+def test_any_parts_at_all_are_a_wire_or_none_and_hurt_no_link(parts: list[bytes]) -> None:
+    wire = Wire.parse(parts)
+    if wire is not None:
+        assert wire.parts() == parts
+        link = Link(7, window=2)
+        items, replies = link.receive(wire)
+        assert not items, "whoever has not said hello is not heard"
+        assert [reply.kind for reply in replies] == ([HELLO] if wire.kind == HELLO else [])
