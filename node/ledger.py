@@ -7,6 +7,7 @@ never a digest of a party's plaintext (a small one can be guessed). An entry is 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,8 @@ from keys.errors import WardtreeError
 
 GENESIS = "0" * 64
 
+Sign = Callable[[str, bytes], bytes]
+
 
 class LedgerError(WardtreeError):
     """The ledger was changed, or cannot be written."""
@@ -26,7 +29,7 @@ class LedgerError(WardtreeError):
 class Ledger:
     """One file. ``sign`` signs each line's hash under the domain "ledger"; without it lines are only chained."""
 
-    def __init__(self, path: Path, sign: Callable[[str, bytes], bytes] | None = None) -> None:
+    def __init__(self, path: Path, sign: Sign | None = None) -> None:
         """Read and check what is there.
 
         Raises:
@@ -36,7 +39,7 @@ class Ledger:
         self._sign = sign
         self.entries: list[dict[str, Any]] = []
         self._head = GENESIS
-        for entry in read_entries(path):
+        for entry in read_entries(path, sign):
             self.entries.append(entry["entry"])
             self._head = entry["hash"]
         try:
@@ -50,20 +53,19 @@ class Ledger:
         Raises:
             LedgerError: the disk is full, say; nothing that depends on the entry may happen then.
         """
-        body = _canonical({"entry": entry, "previous": self._head})
-        digest = hashlib.sha256(body).hexdigest()
-        line: dict[str, Any] = {"entry": entry, "previous": self._head, "hash": digest}
-        if self._sign:
-            line["signature"] = self._sign("ledger", bytes.fromhex(digest)).hex()
+        line = _line(entry, self._head, self._sign)
         data = _canonical(line) + b"\n"
+        size = os.fstat(self._descriptor).st_size
         try:
             if os.write(self._descriptor, data) != len(data):
                 raise OSError(28, "the disk is full")
             os.fsync(self._descriptor)
         except OSError as error:
+            with contextlib.suppress(OSError):  # half a line would make the whole ledger unreadable
+                os.ftruncate(self._descriptor, size)
             raise LedgerError(f"{self.path}: cannot be written: {error.strerror}") from error
         self.entries.append(entry)
-        self._head = digest
+        self._head = line["hash"]
 
     def last_round(self, what: str) -> int:
         """The highest round with an entry of this kind, -1 when there is none."""
@@ -73,8 +75,9 @@ class Ledger:
         os.close(self._descriptor)
 
 
-def read_entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a ledger, the chain checked. A last line that was cut short by a crash is an error too:
+def read_entries(path: Path, sign: Sign | None = None) -> Iterator[dict[str, Any]]:
+    """The lines of a ledger, the chain checked, and with ``sign`` that each line's signature is ours (Ed25519
+    gives equal signatures for equal messages). A last line that was cut short by a crash is an error too:
     whoever runs the node must look at it.
 
     Raises:
@@ -82,18 +85,30 @@ def read_entries(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.exists():
         return
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise LedgerError(f"{path}: cannot be read: {error.strerror}") from error
     previous = GENESIS
-    for number, raw in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, raw in enumerate(lines, start=1):
         try:
             line = json.loads(raw)
-            body = _canonical({"entry": line["entry"], "previous": line["previous"]})
-            sound = line["previous"] == previous and line["hash"] == hashlib.sha256(body).hexdigest()
-        except (ValueError, KeyError, TypeError):
+            expected = _line(line["entry"], previous, sign)
+            if not sign and "signature" in line:
+                expected["signature"] = line["signature"]
+            sound = raw == _canonical(expected) + b"\n"
+        except (ValueError, KeyError, TypeError, RecursionError):
             sound = False
         if not sound:
             raise LedgerError(f"{path}: line {number} does not follow from the one before: the ledger was changed")
         previous = line["hash"]
         yield line
+
+
+def _line(entry: Any, previous: str, sign: Sign | None) -> dict[str, Any]:
+    digest = hashlib.sha256(_canonical({"entry": entry, "previous": previous}))
+    line = {"entry": entry, "previous": previous, "hash": digest.hexdigest()}
+    return line | {"signature": sign("ledger", digest.digest()).hex()} if sign else line
 
 
 def _canonical(value: Any) -> bytes:

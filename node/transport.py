@@ -219,7 +219,7 @@ class Transport:
             router.bind(f"tcp://{address}")
         except zmq.ZMQError as error:
             router.close()
-            raise TransportError(f"cannot listen on {address}: {error.strerror}") from error
+            raise TransportError(f"cannot listen on {address}: {zmq.strerror(error.errno)}") from error
         self._poller.register(router, zmq.POLLIN)
         return router
 

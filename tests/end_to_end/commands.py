@@ -1,0 +1,71 @@
+"""Helpers: the real program in real processes, and what `ps` says of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+FULL = os.environ.get("WARDTREE_FULL") == "1"
+"""Full sizes are run by hand; CI runs reduced ones."""
+
+
+def wardtree(
+    *arguments: object, timeout: float = 120, passphrase: str | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the program to its end. A passphrase goes over a descriptor, as it would in a script."""
+    command = [sys.executable, "-m", "node", *map(str, arguments)]
+    if passphrase is None:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, cwd=cwd
+        )
+    read, write = os.pipe()
+    os.write(write, passphrase.encode() + b"\n")
+    os.close(write)
+    try:
+        return subprocess.run(
+            [*command, "--passphrase-fd", str(read)],
+            capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, cwd=cwd, pass_fds=[read],
+        )  # fmt: skip
+    finally:
+        os.close(read)
+
+
+def start(*arguments: object, out: Path) -> subprocess.Popen[str]:
+    """Start the program in a session of its own, its output in files in ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "stdout").open("w") as stdout, (out / "stderr").open("w") as stderr:
+        return subprocess.Popen(
+            [sys.executable, "-m", "node", *map(str, arguments)],
+            stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL, text=True, start_new_session=True,
+        )  # fmt: skip
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def names_below(pid: int) -> Iterator[tuple[str, str]]:
+    """(parent's name, own name) of every process below ``pid``, as ``ps -o comm`` shows them."""
+    for process in descendants(pid):
+        try:
+            parent = process.parent()
+            yield (parent.name() if parent else ""), process.name()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def wait_until(condition: object, seconds: float = 60) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)

@@ -1,0 +1,237 @@
+"""One node per institution: the ceremony typed as people would type it, then a node for each, by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keys import ceremony
+from keys.vault import FAST
+from node.federation import propose
+from node.keyroom import make_key
+from node.local import plan_for
+from node.relay import load_model
+from node.study import parse_study
+from tests.end_to_end.commands import wait_until, wardtree
+
+NAMES = ("lund", "umea", "uppsala")
+STUDY = """\
+[study]
+name = "three"
+rounds = 2
+seed = 1
+[task]
+class = "synthetic"
+[task.options]
+params = 3000
+[deadlines]
+join_seconds = 30.0
+round_seconds = 20.0
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def make_homes(folder: Path, study_text: str = STUDY, days: float = 1, key_holder: str = "uppsala") -> dict[str, int]:
+    """Three homes that have joined one manifest; gives their ports."""
+    now = datetime.now(UTC)
+    ports = {name: free_port() for name in NAMES}
+    cards = []
+    for name, port in ports.items():
+        ceremony.create_identity(folder / name, name, name, FAST)
+        cards.append(folder / f"{name}.card.json")
+        ceremony.make_card(folder / name, name, f"127.0.0.1:{port}", 0, cards[-1])
+    study = parse_study(study_text, "study")
+    make_key(folder / key_holder, key_holder, plan_for(study), folder / "public.key", FAST)
+    created = now - timedelta(days=10)
+    propose(
+        study_text, study, "study", cards, folder / "public.key", key_holder, created, now + timedelta(days=days),
+        folder / "proposal.json",
+    )  # fmt: skip
+    signatures = [folder / f"{name}.signature.json" for name in NAMES]
+    for name, signature in zip(NAMES, signatures, strict=True):
+        ceremony.sign(folder / name, name, folder / "proposal.json", signature)
+    moment = min(now, created + timedelta(hours=1))
+    ceremony.combine(folder / "proposal.json", signatures, folder / "manifest.json", moment)
+    for name in NAMES:
+        ceremony.join(folder / name, folder / "manifest.json", folder / "public.key", moment)
+    return ports
+
+
+@contextlib.contextmanager
+def nodes(homes: dict[str, Path]) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Start `wardtree node` for each home (the passphrase is the party's name); end them at the end."""
+    running = {}
+    for label, home in homes.items():
+        read, write = os.pipe()
+        os.write(write, home.name.encode() + b"\n")
+        os.close(write)
+        running[label] = subprocess.Popen(
+            [sys.executable, "-m", "node", "node", "--home", str(home), "--passphrase-fd", str(read)],
+            pass_fds=[read], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(read)
+    try:
+        yield running
+    finally:
+        for process in running.values():
+            process.kill()
+            process.communicate()
+
+
+def test_the_ceremony_typed_by_hand_and_three_nodes_to_one_model(tmp_path: Path) -> None:
+    """Every command through the real program, with the standard cost of a passphrase."""
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY)
+    for name in NAMES:
+        home = tmp_path / name
+        made = wardtree("ceremony", "identity", "--home", home, "--name", name, passphrase=name)
+        assert made.returncode == 0, made.stderr
+        assert "Next:" in made.stdout
+        card = ("--endpoint", f"127.0.0.1:{free_port()}", "--out", tmp_path / f"{name}.card.json")
+        assert wardtree("ceremony", "card", "--home", home, *card, passphrase=name).returncode == 0
+    key = ("--home", tmp_path / "lund", "--study", study, "--out", tmp_path / "public.key")
+    assert wardtree("ceremony", "key", *key, passphrase="lund").returncode == 0
+    cards = [tmp_path / f"{name}.card.json" for name in NAMES]
+    proposed = wardtree(
+        "ceremony", "propose", "--study", study, "--public-key", tmp_path / "public.key", "--key-holder", "lund",
+        "--out", tmp_path / "proposal.json", *cards,
+    )  # fmt: skip
+    assert proposed.returncode == 0, proposed.stderr
+    review = wardtree("ceremony", "review", tmp_path / "proposal.json")
+    assert "Key holder: lund" in review.stdout
+    signatures = [tmp_path / f"{name}.signature.json" for name in NAMES]
+    for name, signature in zip(NAMES, signatures, strict=True):
+        options = ("--home", tmp_path / name, "--out", signature, tmp_path / "proposal.json")
+        assert wardtree("ceremony", "sign", *options, passphrase=name).returncode == 0
+    manifest = tmp_path / "manifest.json"
+    short = wardtree("ceremony", "combine", "--proposal", tmp_path / "proposal.json", "--out", manifest, signatures[0])
+    assert short.returncode == 2
+    assert "umea" in short.stderr
+    assert "uppsala" in short.stderr
+    assert not manifest.exists()
+    combined = wardtree(
+        "ceremony", "combine", "--proposal", tmp_path / "proposal.json", "--out", manifest, *signatures
+    )
+    assert combined.returncode == 0, combined.stderr
+    for name in NAMES:
+        joining = ("--home", tmp_path / name, "--public-key", tmp_path / "public.key", manifest)
+        assert wardtree("ceremony", "join", *joining).returncode == 0
+    with nodes({name: tmp_path / name for name in NAMES}) as running:
+        for name, process in running.items():
+            stdout, stderr = process.communicate(timeout=90)
+            assert process.returncode == 0, f"{name}: {stdout}{stderr}"
+            assert "the study is complete" in stdout
+    models = [load_model(tmp_path / name / "model.npz").parameters for name in NAMES]
+    assert all(np.array_equal(model, models[0]) for model in models)
+
+
+def test_a_node_does_not_run_twice_under_one_manifest(tmp_path: Path) -> None:
+    make_homes(tmp_path)
+    with nodes({name: tmp_path / name for name in NAMES}) as running:
+        assert [process.wait(60) for process in running.values()] == [0, 0, 0]
+    again = wardtree("node", "--home", tmp_path / "uppsala", passphrase="uppsala")
+    assert again.returncode == 2
+    assert "already closed rounds up to 2" in again.stderr
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    ports = make_homes(tmp_path)
+    with socket.socket() as squatter:
+        squatter.bind(("127.0.0.1", ports["uppsala"]))
+        squatter.listen()
+        result = wardtree("node", "--home", tmp_path / "uppsala", passphrase="uppsala")
+    assert result.returncode == 2
+    assert result.stderr.strip() == f"stopped: cannot listen on 127.0.0.1:{ports['uppsala']}: Address already in use"
+
+
+def test_an_expired_manifest(tmp_path: Path) -> None:
+    make_homes(tmp_path, days=-1)
+    result = wardtree("node", "--home", tmp_path / "uppsala", passphrase="uppsala")
+    assert result.returncode == 2
+    assert "expired" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_false_signature_in_an_installed_manifest(tmp_path: Path) -> None:
+    make_homes(tmp_path)
+    manifest = tmp_path / "lund" / "manifest.json"
+    text = manifest.read_text()
+    place = text.index('"signatures"') + 40
+    manifest.write_text(text[:place] + ("0" if text[place] != "0" else "1") + text[place + 1 :])
+    result = wardtree("node", "--home", tmp_path / "lund", passphrase="lund")
+    assert result.returncode == 2
+    assert "signature" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_public_key_file_that_carries_a_secret_key(tmp_path: Path) -> None:
+    from keys.ckks import PUBLIC_KEY_MAGIC, generate_keys
+
+    make_homes(tmp_path)
+    poisoned = tmp_path / "poisoned.key"
+    poisoned.write_bytes(PUBLIC_KEY_MAGIC + generate_keys(plan_for(parse_study(STUDY, "study")))[1])
+    manifest = tmp_path / "manifest.json"
+    result = wardtree("ceremony", "join", "--home", tmp_path / "lund", "--public-key", poisoned, manifest)
+    assert result.returncode == 2
+    assert "carries a secret key" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_wrong_passphrase(tmp_path: Path) -> None:
+    make_homes(tmp_path)
+    result = wardtree("node", "--home", tmp_path / "lund", passphrase="wrong")
+    assert result.returncode == 2
+    assert "wrong passphrase" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_two_nodes_from_one_home(tmp_path: Path) -> None:
+    make_homes(tmp_path)
+    with nodes({"first": tmp_path / "lund"}) as running:
+        wait_until(lambda: (tmp_path / "lund" / "ledger.jsonl").exists() or running["first"].poll() is not None)
+        second = wardtree("node", "--home", tmp_path / "lund", passphrase="lund")
+    assert second.returncode == 2
+    assert "another node is running from this home" in second.stderr
+
+
+def test_two_nodes_with_one_identity_on_two_machines(tmp_path: Path) -> None:
+    """A copied home: the parent lets the first speak and refuses the second, which ends with a message."""
+    ports = make_homes(tmp_path)
+
+    from node.home import load_home
+
+    tree = load_home(tmp_path / "lund", datetime.now(UTC)).tree
+    leaf = next(name for name in NAMES if not tree.children[name])
+    parent = tree.parent[leaf]
+    copy = tmp_path / "copy" / leaf
+    shutil.copytree(tmp_path / leaf, copy)
+    with nodes({"parent": tmp_path / parent, "first": tmp_path / leaf}) as running:
+        wait_until(lambda: _connected(ports[parent]), 30)
+        with nodes({"second": copy}) as late:
+            _, stderr = late["second"].communicate(timeout=60)
+            assert late["second"].returncode == 2
+            assert "another node with the identity of" in stderr
+        assert running["first"].poll() is None, "the first goes on"
+
+
+def _connected(port: int) -> bool:
+    import psutil
+
+    links = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED]
+    return any(link.laddr.port == port for link in links)

@@ -1,0 +1,48 @@
+"""The debug check proves something only if it notices: one integer changed in one node must be seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keys.ckks import Sealer
+from node import report as reports
+from node import update
+from node.cli.local import SYNTHETIC
+from node.local import Federation, run_federation, simulated_parties
+from node.study import parse_study
+
+
+def federation(out: Path) -> Federation:
+    text = SYNTHETIC.format(params=20_000)
+    parties, key_holder = simulated_parties(4, {})
+    return Federation(text, parse_study(text, "study"), parties, key_holder, out)
+
+
+def test_the_check_holds_without_a_fault(tmp_path: Path) -> None:
+    fed = federation(tmp_path / "run")
+    outcome = run_federation(fed, lambda record: None)
+    assert reports.build(fed, outcome, {})["sums_exact"] is True
+
+
+def test_one_changed_integer_in_one_node_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process of the federation is forked from this one, so a patch here is in all of them."""
+    honest = update.seal_segments
+
+    def tampering(integers: np.ndarray[tuple[int], np.dtype[np.int64]], sealer: Sealer) -> Iterator[bytes]:
+        changed = integers.copy()
+        if Path(f"/proc/{os.getpid()}/comm").read_text().strip() == "enclave party-02"[:15]:
+            changed[12_345] += 1 if changed[12_345] < 0 else -1
+        return honest(changed, sealer)
+
+    monkeypatch.setattr(update, "seal_segments", tampering)
+    fed = federation(tmp_path / "run")
+    outcome = run_federation(fed, lambda record: None)
+    report = reports.build(fed, outcome, {})
+    assert outcome.record.models_identical, "everyone has the same wrong model"
+    assert report["sums_exact"] is False
+    assert report["ok"] is False, "so the program's exit code is 1"
