@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from node.record import Record
-from node.report import LISTED_NODES, human_bytes
+from node.report import APEX, INNER_NODE, KEY_HOLDER, LEAF, LISTED_NODES, human_bytes
 
 REFRESH_SECONDS = 1 / 8
 """No oftener than this, however fast events come: drawing must not slow the nodes down."""
@@ -161,6 +161,6 @@ def _roles(record: Record) -> dict[str, str]:
     if len(silent) != 1:
         return {}  # somebody's first ciphertext is still to come
     inner = set(parent.values())
-    roles = {name: "inner node" if name in inner else "leaf" for name in record.parties}
-    apexes = {name: "apex" for name, above in parent.items() if above in silent}
-    return roles | apexes | dict.fromkeys(silent, "key holder")
+    roles = {name: INNER_NODE if name in inner else LEAF for name in record.parties}
+    apexes = {name: APEX for name, above in parent.items() if above in silent}
+    return roles | apexes | dict.fromkeys(silent, KEY_HOLDER)

@@ -31,7 +31,7 @@ FIGURES = {"accuracy": "accuracy", "auc": "AUC", "balanced_accuracy": "balanced 
 
 MODELS = {"local": "local only", "federated": "federated", "pooled": "pooled"}
 
-ROLES = {"key_holder": "key holder", "apex": "apex", "inner_node": "inner node", "leaf": "leaf"}
+KEY_HOLDER, APEX, INNER_NODE, LEAF = "key holder", "apex", "inner node", "leaf"
 
 LINKS = ("to_parent", "from_parent", "to_children", "from_children")
 
@@ -173,7 +173,7 @@ def _plain(value: Any) -> Any:
 
 
 def roles(report: Report) -> dict[str, list[str]]:
-    """The parties of each role in :data:`ROLES`; every party has one."""
+    """The parties of each role; every party has exactly one."""
     tree = report["tree"]
     return _by_role(tree["key_holder"], tree["apex"], tree["parent"])
 
@@ -182,18 +182,18 @@ def _by_role(key_holder: str, apex: str, parent: Mapping[str, str]) -> dict[str,
     below = sorted(parent.keys() - {apex})
     parents = set(parent.values())
     return {
-        "key_holder": [key_holder],
-        "apex": [apex],
-        "inner_node": [name for name in below if name in parents],
-        "leaf": [name for name in below if name not in parents],
+        KEY_HOLDER: [key_holder],
+        APEX: [apex],
+        INNER_NODE: [name for name in below if name in parents],
+        LEAF: [name for name in below if name not in parents],
     }
 
 
 def _saw(record: Record, tree: Tree, rounds: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """For each role, what reached it, counted from the nodes' inbound logs."""
-    saw = {"key_holder": _key_holder_saw(record, tree)}
+    saw = {KEY_HOLDER: _key_holder_saw(record, tree)}
     for role, names in _by_role(tree.key_holder, tree.apex, tree.parent).items():
-        if role != "key_holder" and names:
+        if role != KEY_HOLDER and names:
             saw[role] = _adder_saw(names, record)
     totals = sum(entry["segments"] for entry in rounds)
     saw["everyone"] = [
@@ -269,10 +269,10 @@ def verdict(report: Report) -> str:
     parts = [
         f"{report['rounds']} of {report['rounds_asked']} rounds",
         f"{report['parties']} parties",
-        "all models identical" if report["models_identical"] else "MODELS DIFFER",
+        "all models identical" if report["models_identical"] else "MODELS NOT IDENTICAL",
     ]
     if report["sums_exact"] is not None:
-        parts.append("every sum exact" if report["sums_exact"] else "A SUM IS WRONG")
+        parts.append("every sum exact" if report["sums_exact"] else "SUMS NOT EXACT")
     if report["errors"]:
         parts.append(f"{_count(len(report['errors']), 'node')} failed")
     return f"{'OK' if report['ok'] else 'FAILED'}: {', '.join(parts)}, {report['seconds']:.1f} s"
@@ -298,11 +298,11 @@ def node_rows(report: Report, table: Mapping[str, Mapping[str, float]]) -> list[
     for role, names in roles(report).items():
         known = [name for name in names if name in table]
         if report["parties"] <= LISTED_NODES:
-            rows += [(name, ROLES[role], dict(table[name])) for name in known]
+            rows += [(name, role, dict(table[name])) for name in known]
         elif known:
             keys = {key for name in known for key in table[name]}
             mean = {key: sum(table[name].get(key, 0) for name in known) / len(known) for key in keys}
-            rows.append((known[0] if len(known) == 1 else f"mean of {len(known)}", ROLES[role], mean))
+            rows.append((known[0] if len(known) == 1 else f"mean of {len(known)}", role, mean))
     return rows
 
 
@@ -319,7 +319,6 @@ def summary_table(report: Report) -> RenderableType:
         refused = sum(each["count"] for each in report["dropped"])
         parts.append(Text(f"note: messages and handshakes refused: {refused}; report.json says which and why"))
     parts += [Text(f"debug mode was on: {text}", "yellow") for text in report["debug"]]
-    parts += [Text(f"{name}: {text}", "red") for name, text in report["errors"].items()]
     parts.append(Text(verdict(report), "bold green" if report["ok"] else "bold red"))
     return Group(*parts)
 

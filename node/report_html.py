@@ -14,7 +14,6 @@ from node.report import (
     FIGURES,
     LINKS,
     MODELS,
-    ROLES,
     Report,
     best,
     figure,
@@ -79,7 +78,7 @@ def _models(report: Report) -> str:
         "patients in one place, which is never allowed in life: it is here to show what federation costs. "
         "The best of three is in bold.</p>"
     ]
-    if (results.get("curves") or {}).get("federated"):
+    if results.get("curves"):
         parts.append(learning_curves(results["curves"]))
     rows = [[name, *(_figures(figures))] for name, figures in together(results)]
     parts.append(_table("All hospitals' held-out patients together", ["model", *FIGURES.values()], rows))
@@ -104,7 +103,7 @@ def _patients(name: str, figures: Mapping[str, float]) -> str:
 
 def _tree(report: Report) -> str:
     saw = [
-        f"<div><dt>{escape(ROLES.get(role, role))}</dt><dd>{' '.join(map(_text, sentences))}</dd></div>"
+        f"<div><dt>{escape(role)}</dt><dd>{' '.join(map(_text, sentences))}</dd></div>"
         for role, sentences in report["saw"].items()
     ]
     return _section(

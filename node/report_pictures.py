@@ -14,7 +14,7 @@ from html import escape
 from typing import Any
 
 from node.record import STAGES
-from node.report import LISTED_NODES, ROLES, Report, figure, roles
+from node.report import APEX, KEY_HOLDER, LEAF, LISTED_NODES, Report, figure, roles
 
 _INK, _SOFT, _PAPER = "#010101", "#010102", "#010103"
 _SERIES = tuple(f"#01020{index}" for index, _ in enumerate(STAGES, 1))
@@ -42,6 +42,15 @@ _DRAWING = {
     "legend.frameon": False,
 }
 
+_DPI = 72
+"""Of matplotlib's SVG, whatever else it is told."""
+
+_LEAST_SPAN = 0.05
+"""The axis of a curve covers at least this much AUC, or chance would look like a trend."""
+
+_LONGEST = 15
+"""Letters of a name that fit under a node of the tree; the tables have it whole."""
+
 
 def _picture(name: str, alt: str, caption: str, size: tuple[float, float], draw: Callable[[Any], None]) -> str:
     """A figure with ``draw(axes)`` as inline SVG, ``size`` in CSS pixels; ``name`` keeps its ids apart."""
@@ -50,9 +59,7 @@ def _picture(name: str, alt: str, caption: str, size: tuple[float, float], draw:
 
     file = io.StringIO()
     with matplotlib.style.context(["default", {**_DRAWING, "svg.hashsalt": name}]):
-        picture = Figure(
-            (size[0] / 72, size[1] / 72), layout="constrained"
-        )  # 72 to the inch, says matplotlib's SVG
+        picture = Figure((size[0] / _DPI, size[1] / _DPI), layout="constrained")
         draw(picture.add_subplot())
         undated = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         picture.savefig(file, format="svg", transparent=True, metadata=undated)
@@ -72,24 +79,24 @@ def _picture(name: str, alt: str, caption: str, size: tuple[float, float], draw:
 
 
 def learning_curves(curves: Mapping[str, Any]) -> str:
+    """AUC by round of the federated, the pooled and the best local-only model; "" where there is none to draw."""
+    if all(value is None for value in curves["federated"][1:]):
+        return ""
     hospital = curves.get("best_local_hospital")
     lines = {
         "federated": (curves["federated"], "-", "o"),
         "pooled": (curves.get("pooled"), "--", "s"),
         f"best local only ({hospital})": (curves.get("best_local"), ":", "^"),
     }
-    drawn = {
-        label: ([math.nan if value is None else value for value in values[1:]], line, marker)
-        for label, (values, line, marker) in lines.items()
-        if values
-    }
+    drawn = {label: (values[1:], line, marker) for label, (values, line, marker) in lines.items() if values}
 
     def draw(axes: Any) -> None:
         for colour, (label, (values, line, marker)) in zip(_SERIES, drawn.items(), strict=False):
             rounds = range(1, len(values) + 1)
-            axes.plot(rounds, values, line, marker=marker, markersize=4, color=colour, label=label)
+            known = [math.nan if value is None else value for value in values]
+            axes.plot(rounds, known, line, marker=marker, markersize=4, color=colour, label=label)
         low, high = axes.get_ylim()
-        if high - low < _LEAST_SPAN:  # or chance would look like a trend
+        if high - low < _LEAST_SPAN:
             axes.set_ylim((low + high - _LEAST_SPAN) / 2, (low + high + _LEAST_SPAN) / 2)
         axes.set_xlabel("round")
         axes.set_ylabel("AUC")
@@ -97,7 +104,7 @@ def learning_curves(curves: Mapping[str, Any]) -> str:
         axes.grid(axis="y", color=_SOFT, alpha=0.3)
         axes.figure.legend(loc="outside lower left", fontsize=11)
 
-    ends = ", ".join(f"{label} {figure(values[-1])}" for label, (values, *_) in drawn.items() if values)
+    ends = ", ".join(f"{label} {figure(values[-1])}" for label, (values, *_) in drawn.items())
     return _picture(
         "curves",
         f"Learning curves, AUC by round on all held-out patients together. After the last round: {ends}.",
@@ -108,11 +115,9 @@ def learning_curves(curves: Mapping[str, Any]) -> str:
     )
 
 
-_LEAST_SPAN = 0.05
-
-
 def stage_bars(rows: Sequence[tuple[str, str, Mapping[str, float]]]) -> str:
-    names = [who if role == "leaf" and "mean" not in who else f"{who}\n{role}" for who, role, _ in rows]
+    """Stacked bars of ``node.report.node_rows``: seconds per stage and node."""
+    names = [who if role == LEAF and "mean" not in who else f"{who}\n{role}" for who, role, _ in rows]
 
     def draw(axes: Any) -> None:
         left = [0.0] * len(rows)
@@ -143,7 +148,7 @@ def tree_picture(report: Report) -> str:
     places = _places(report["tree"])
     depth = max(x for x, _ in places.values())
     rows = 1 + max(y for _, y in places.values())
-    markers = {"key_holder": "s", "apex": "D"}
+    markers = {KEY_HOLDER: "s", APEX: "D"}
 
     def draw(axes: Any) -> None:
         for child, above in parent.items():
@@ -152,9 +157,9 @@ def tree_picture(report: Report) -> str:
             axes.annotate("", (to_x, to_y), (x, y), arrowprops=arrow)
         for name, (x, y) in places.items():
             role = role_of[name]
-            colour = {"key_holder": _SERIES[1], "apex": _SERIES[3]}.get(role, _SERIES[0])
+            colour = {KEY_HOLDER: _SERIES[1], APEX: _SERIES[3]}.get(role, _SERIES[0])
             axes.plot([x], [y], markers.get(role, "o"), markersize=9 if named else 6, color=colour, clip_on=False)
-            special = f"{ROLES[role]}\n" if role in markers else ""
+            special = f"{role}\n" if role in markers else ""
             if named or special:
                 label = special + (name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…")
                 axes.annotate(
@@ -175,9 +180,6 @@ def tree_picture(report: Report) -> str:
         (max(370, 96 * (depth + 1)), max(150, (62 if named else 16) * rows + 30)),
         draw,
     )
-
-
-_LONGEST = 15
 
 
 def _places(tree: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

@@ -219,7 +219,7 @@ class Transport:
             router.bind(f"tcp://{address}")
         except zmq.ZMQError as error:
             router.close()
-            raise TransportError(f"cannot listen on {address}: {zmq.strerror(error.errno)}") from error
+            raise TransportError(f"cannot listen on {address}: {zmq.strerror(error.errno or 0)}") from error
         self._poller.register(router, zmq.POLLIN)
         return router
 
@@ -260,10 +260,11 @@ class Transport:
             event: Any = parse_monitor_message(self._monitor.recv_multipart())
             if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 connected = True
-            else:
+                continue
+            self._redial_at = time.monotonic() + REDIAL_SECONDS
+            if event["event"] != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:  # that one is a parent that just ends
                 assert self._parent is not None
-                self._log(self._parent.name, "a CURVE handshake", f"a failure, {event['event']!s}")
-                self._redial_at = time.monotonic() + REDIAL_SECONDS
+                self._log(self._parent.name, "a CURVE handshake", "a refusal: is our key on its manifest?")
         return connected
 
     def _authenticate(self) -> None:

@@ -53,7 +53,9 @@ def local(
     seed: Annotated[int | None, typer.Option(help="The seed, instead of the study's.", min=0)] = None,
     task: Annotated[str | None, typer.Option(help='"synthetic": no data, no torch, for load and scale.')] = None,
     params: Annotated[int, typer.Option(help="Parameters of the synthetic task.", min=1)] = 10_000,
-    out: Annotated[Path | None, typer.Option(help="The run's folder, new or empty; default: runs/NAME-DATE.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder, new or empty; default: runs/NAME-DATE.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
     """Run a whole tree of hospitals on this machine: real processes, real sockets, a real key ceremony.
@@ -86,14 +88,12 @@ def local(
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(variable, "1")
     console = Console(stderr=as_json)
-    if len(tables) == 3 and not as_json:
-        console.print("[yellow]Three parties: each learns the sum of the two others' updates, no less.[/yellow]")
     with LiveView(checked.rounds) as view:
         outcome = run_federation(federation, view.update)
-    for name, error in sorted(outcome.record.errors.items()):
-        typer.echo(f"wardtree: {name}: {error}", err=True)
     result = reports.build(federation, outcome, _comparison(federation, outcome))
     reports.write(federation.out, result)
+    for name, error in result["errors"].items():
+        typer.echo(f"wardtree: {name}: {error}", err=True)
     if as_json:
         typer.echo(json.dumps(result, indent=2, sort_keys=True))
     else:
