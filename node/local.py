@@ -27,7 +27,7 @@ from keys import ceremony
 from keys.errors import WardtreeError
 from keys.identity import check_name
 from keys.plan import Plan
-from keys.vault import FAST, write_private
+from keys.vault import KdfCost, write_private
 from node.channel import Channel, ChannelClosedError
 from node.federation import check_size, plan_for, propose
 from node.home import SETTINGS, Options
@@ -36,6 +36,9 @@ from node.record import Record
 from node.study import Study
 from node.supervisor import run_node
 from topology import Member, Roster, Tree, check_placeable, place
+
+KDF = KdfCost(operations=2, memory_bytes=19 << 20)
+"""The cheapest allowed: the passphrases of a simulation are random, nobody guesses them."""
 
 FAREWELL_SECONDS = 8.0
 """How long the other nodes may take to end by themselves when one could not go on."""
@@ -262,7 +265,7 @@ def hold_ceremony(federation: Federation) -> dict[str, str]:
     examples = _examples(federation)
     for name, port in zip(federation.names, _free_ports(len(federation.names)), strict=True):
         home = federation.home(name)
-        ceremony.create_identity(home, name, passphrases[name], FAST)
+        ceremony.create_identity(home, name, passphrases[name], KDF)
         card = table / f"{name}.card.json"
         ceremony.make_card(home, passphrases[name], f"127.0.0.1:{port}", examples[name], card)
         write_private(home / SETTINGS, _settings(federation.data[name]))
@@ -298,7 +301,7 @@ def make_key_apart(home: Path, passphrase: str, plan: Plan, public_key: Path) ->
     def make() -> None:
         from node.keyroom import make_key
 
-        make_key(home, passphrase, plan, public_key, FAST)
+        make_key(home, passphrase, plan, public_key, KDF)
 
     if reap(spawn(signal.SIGKILL, make)):
         raise LocalError(f"{home}: the key pair could not be made; is there space on the disk?")

@@ -25,3 +25,14 @@ class Telemetry:
             self._channel.send(event, party=self._party, time=time.time(), **fields)
         except ChannelClosedError:
             self._channel = None
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began

@@ -16,7 +16,7 @@ from node.cli.local import SYNTHETIC
 from node.home import load_home
 from node.local import Federation, Outcome, run_federation, simulated_parties
 from node.protocol.messages import Close, Finish, Joined, Open, Partial, Total
-from node.relay import load_model
+from node.model_keeper import load_model
 from node.study import parse_study
 from tests.node.network import Network
 from topology import quorum_met

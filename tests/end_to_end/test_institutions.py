@@ -20,7 +20,7 @@ from keys.vault import FAST
 from node.federation import propose
 from node.keyroom import make_key
 from node.local import plan_for
-from node.relay import load_model
+from node.model_keeper import load_model
 from node.study import parse_study
 from tests.end_to_end.commands import wait_until, wardtree
 
@@ -147,7 +147,7 @@ def test_a_node_does_not_run_twice_under_one_manifest(tmp_path: Path) -> None:
         assert [process.wait(60) for process in running.values()] == [0, 0, 0]
     again = wardtree("node", "--home", tmp_path / "uppsala", passphrase="uppsala")
     assert again.returncode == 2
-    assert "already closed rounds up to 2" in again.stderr
+    assert "already taken part in rounds up to 2" in again.stderr
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:

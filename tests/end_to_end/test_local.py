@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from node.record import Record
-from node.relay import load_model
+from node.model_keeper import load_model
 from tests.end_to_end.commands import FULL, descendants, names_below, start, wait_until, wardtree
 
 
