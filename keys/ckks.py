@@ -4,32 +4,32 @@ A :class:`Sealer` is public: it encrypts and adds. An :class:`Opener` is secret:
 and gives out integers or nothing. No object is both. TenSEAL's own context may or may not hold the
 secret key (``make_context_public`` does not drop it), so it is not used; no Galois or relinearisation
 keys are ever made.
-
-SEAL saves to a path; that path is always a memfd, so no key and no ciphertext touches a disk.
-Make every object after the last fork of a process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 
-import msgpack
 import numpy as np
-import tenseal.sealapi as seal
+from tenseal import sealapi
 
+from keys.ciphertexts import (
+    CiphertextError,
+    chosen_ciphertext,
+    join,
+    load,
+    load_segment,
+    make_context,
+    save,
+)
 from keys.errors import WardtreeError
-from keys.packing import Integers, pack, unpack
+from keys.noise import WORST_SLOT, NoiseLaw
+from keys.packing import Integers, Slots, pack, unpack
 from keys.plan import Plan
 
-MAX_CIPHERTEXT_BYTES = 1 << 20
 PUBLIC_KEY_MAGIC = b"wardtree public key 1\n"
-MAX_RESIDUAL = 0.25
-
-
-class CiphertextError(WardtreeError):
-    """A ciphertext that is not of this federation's plan."""
 
 
 class KeyFileError(WardtreeError):
@@ -43,52 +43,22 @@ class OpeningFailed(WardtreeError):  # noqa: N818 - the answer to everyone is on
         super().__init__("failed")
 
 
-@contextlib.contextmanager
-def _memory_path() -> Iterator[tuple[int, str]]:
-    descriptor = os.memfd_create("wardtree", os.MFD_CLOEXEC)
-    try:
-        yield descriptor, f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
-
-
-def _save(thing: seal.Ciphertext) -> bytes:
-    with _memory_path() as (descriptor, path):
-        thing.save(path)
-        return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
-
-
-def _load(thing: seal.Ciphertext, context: seal.SEALContext, data: bytes) -> None:
-    with _memory_path() as (descriptor, path):
-        os.pwrite(descriptor, data, 0)
-        thing.load(context, path)
-
-
-def make_context(plan: Plan) -> seal.SEALContext:
-    """The SEAL context of a plan.
-
-    Raises:
-        CiphertextError: SEAL refuses the parameters.
-    """
-    parameters = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
-    parameters.set_poly_modulus_degree(plan.poly_modulus_degree)
-    parameters.set_coeff_modulus(seal.CoeffModulus.Create(plan.poly_modulus_degree, list(plan.prime_bits)))
-    context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)
-    if not context.parameters_set():
-        raise CiphertextError(f"SEAL refuses the plan: {context.parameters_error_message()}")
-    return context
-
-
 def generate_keys(plan: Plan) -> tuple[bytes, bytes]:
-    """A fresh key pair: the public key file's bytes, and the secret key's bytes to be sealed."""
+    """A fresh key pair: the public key file's bytes, and the secret key's bytes to be sealed.
+
+    Keys whose worst slot is noisier than the scale is planned for are drawn again.
+    """
     context = make_context(plan)
-    generator = seal.KeyGenerator(context)
-    public = seal.PublicKey()
-    generator.create_public_key(public)
-    return PUBLIC_KEY_MAGIC + _save(public), _save(generator.secret_key())
+    while True:
+        generator = sealapi.KeyGenerator(context)
+        secret = save(generator.secret_key())
+        if Opener(plan, secret).worst_slot <= WORST_SLOT[plan.poly_modulus_degree]:
+            public = sealapi.PublicKey()
+            generator.create_public_key(public)
+            return PUBLIC_KEY_MAGIC + save(public), secret
 
 
-def _only_a_public_key(data: bytes, context: seal.SEALContext) -> seal.PublicKey:
+def _only_a_public_key(data: bytes, context: sealapi.SEALContext) -> sealapi.PublicKey:
     """Load a public key file, which must hold one SEAL public key and nothing behind it.
 
     Raises:
@@ -96,13 +66,13 @@ def _only_a_public_key(data: bytes, context: seal.SEALContext) -> seal.PublicKey
     """
     body = data.removeprefix(PUBLIC_KEY_MAGIC)
     with contextlib.suppress(ValueError, RuntimeError):
-        _load(seal.SecretKey(), context, body)
+        load(sealapi.SecretKey(), context, body)
         raise KeyFileError("the public key file carries a secret key: it must never leave the key holder")
     if body == data:
         raise KeyFileError("the public key file is not one of wardtree's (its first line differs)")
-    public = seal.PublicKey()
+    public = sealapi.PublicKey()
     try:
-        _load(public, context, body)
+        load(public, context, body)
     except (ValueError, RuntimeError) as error:
         raise KeyFileError("the public key file does not hold a public key of this plan") from error
     # SEAL ignores what follows an object; a serialised TenSEAL context or a second key could hide there.
@@ -112,7 +82,7 @@ def _only_a_public_key(data: bytes, context: seal.SEALContext) -> seal.PublicKey
 
 
 class Sealer:
-    """Encrypts integers and adds ciphertexts. Holds no secret."""
+    """Encrypts integers and adds ciphertexts. Holds no secret but its stock of zeros."""
 
     def __init__(self, plan: Plan, public_key: bytes) -> None:
         """Load the public key.
@@ -122,15 +92,48 @@ class Sealer:
         """
         self.plan = plan
         self._context = make_context(plan)
-        self._encryptor = seal.Encryptor(self._context, _only_a_public_key(public_key, self._context))
-        self._encoder = seal.CKKSEncoder(self._context)
-        self._evaluator = seal.Evaluator(self._context)
+        self._encryptor = sealapi.Encryptor(self._context, _only_a_public_key(public_key, self._context))
+        self._encoder = sealapi.CKKSEncoder(self._context)
+        self._evaluator = sealapi.Evaluator(self._context)
+        self._zeros: deque[sealapi.Ciphertext] = deque()
 
-    def seal(self, values: Integers) -> bytes:
-        """Encrypt one segment.
+    def stock(self, count: int) -> None:
+        """Make encryptions of zero in advance: they need no data, and are two thirds of what sealing costs.
+
+        Each is used once and taken out before its use: a zero used twice gives away the difference of two
+        updates. The stock belongs to this object in this process; it must not survive a fork.
+        """
+        for _ in range(count):
+            zero = sealapi.Ciphertext()
+            self._encryptor.encrypt_zero(zero)
+            self._zeros.append(zero)
+
+    def take_zeros(self, segment: bytes) -> None:
+        """Stock encryptions of zero that another process of this enclave made, and gave to nobody else.
+
+        Raises:
+            CiphertextError: they are not of this plan.
+        """
+        self._zeros.extend(load_segment(segment, self.plan, self._context))
+
+    def give_zeros(self) -> bytes:
+        """The stock as a segment, for :meth:`take_zeros` in another process; nothing is kept."""
+        zeros = [self._zeros.popleft() for _ in range(min(len(self._zeros), self.plan.segment_ciphertexts))]
+        for zero in zeros:
+            zero.scale = float(self.plan.scale)
+        return join([save(zero) for zero in zeros])
+
+    @property
+    def stocked(self) -> int:
+        """Encryptions of zero in stock."""
+        return len(self._zeros)
+
+    def seal(self, values: Integers, canaries: Integers | None = None) -> bytes:
+        """Encrypt one segment; uses the stock as far as it goes.
 
         Args:
             values: shape (length,), at most ``plan.values_per_segment`` of them.
+            canaries: shape (ciphertexts, plan.canary_digits); None: zeros.
 
         Returns:
             The segment's bytes: a msgpack array of ciphertexts.
@@ -138,13 +141,19 @@ class Sealer:
         Raises:
             PackingError: a value exceeds the plan.
         """
-        ciphertexts = []
-        for slots in pack(values, self.plan):
-            plaintext, ciphertext = seal.Plaintext(), seal.Ciphertext()
-            self._encoder.encode(slots.tolist(), float(self.plan.scale), plaintext)
+        return join([save(self._encrypt(slots)) for slots in pack(values, self.plan, canaries)])
+
+    def _encrypt(self, slots: Slots) -> sealapi.Ciphertext:
+        plaintext = sealapi.Plaintext()
+        self._encoder.encode(slots.tolist(), float(self.plan.scale), plaintext)
+        if self._zeros:
+            ciphertext = self._zeros.popleft()
+            ciphertext.scale = float(self.plan.scale)
+            self._evaluator.add_plain_inplace(ciphertext, plaintext)
+        else:
+            ciphertext = sealapi.Ciphertext()
             self._encryptor.encrypt(plaintext, ciphertext)
-            ciphertexts.append(_save(ciphertext))
-        return _join(ciphertexts)
+        return ciphertext
 
     def add(self, parts: Sequence[bytes]) -> bytes:
         """Add the same segment of several parties. One part alone is checked and passed on.
@@ -161,35 +170,44 @@ class Sealer:
         for ciphertexts in others:
             for into, other in zip(total, ciphertexts, strict=True):
                 self._evaluator.add_inplace(into, other)
-        return _join([_save(ciphertext) for ciphertext in total])
+        return join([save(ciphertext) for ciphertext in total])
 
 
 class Opener:
     """Decrypts totals. Lives in the key room only; gives out exact integers or fails."""
 
     def __init__(self, plan: Plan, secret_key: bytes) -> None:
-        """Load the secret key.
+        """Load the secret key, and learn the noise of each of its slots.
 
         Raises:
             KeyFileError: the bytes are no secret key of this plan.
         """
         self.plan = plan
         self._context = make_context(plan)
-        secret = seal.SecretKey()
+        secret = sealapi.SecretKey()
         try:
-            _load(secret, self._context, secret_key)
+            load(secret, self._context, secret_key)
         except (ValueError, RuntimeError) as error:
             raise KeyFileError("the secret key is not one of this plan") from error
-        self._decryptor = seal.Decryptor(self._context, secret)
-        self._encoder = seal.CKKSEncoder(self._context)
+        self._decryptor = sealapi.Decryptor(self._context, secret)
+        self._encoder = sealapi.CKKSEncoder(self._context)
+        # (0, 1) at scale 1 decrypts to the secret key's polynomial: its values at the slots give the noise.
+        key_itself = chosen_ciphertext(plan, self._context, 0, 1, 1.0)
+        self._noise = NoiseLaw.from_secret(plan, self._decrypt([key_itself])[0])
 
-    def open(self, segment: bytes, length: int, contributors: int) -> Integers:
+    @property
+    def worst_slot(self) -> float:
+        """Sigma of the key's noisiest slot over the rms of all."""
+        return self._noise.worst_slot
+
+    def open(self, segment: bytes, length: int, contributors: int, canaries: Integers | None = None) -> Integers:
         """Decrypt a segment's total and check it whole before any of it is released.
 
         Args:
             segment: the total of ``contributors`` parties, as :meth:`Sealer.add` gave it.
             length: integers in the segment, without padding.
             contributors: how many parties' updates the total claims to hold.
+            canaries: the sum of their canaries, shape (ciphertexts, plan.canary_digits); None: zeros.
 
         Returns:
             Shape (length,): the exact sum.
@@ -201,71 +219,25 @@ class Opener:
             ciphertexts = load_segment(segment, self.plan, self._context)
             if len(ciphertexts) != self.plan.ciphertexts(length):
                 raise OpeningFailed
-            slots = np.empty((len(ciphertexts), self.plan.slots), np.complex128)
-            for row, ciphertext in zip(slots, ciphertexts, strict=True):
-                plaintext = seal.Plaintext()
-                self._decryptor.decrypt(ciphertext, plaintext)
-                row[:] = self._encoder.decode_complex(plaintext)
-            integers, residual = unpack(slots, self.plan)
+            opened = unpack(self._decrypt(ciphertexts), self.plan)
         except (CiphertextError, ValueError, RuntimeError) as error:
             raise OpeningFailed from error
+        expected = np.zeros_like(opened.canaries) if canaries is None else canaries
         honest = (
-            residual <= MAX_RESIDUAL
-            and not integers[length:].any()
-            and int(np.abs(integers).max()) <= contributors * self.plan.max_value
+            self._noise.fits(opened.residuals, contributors)
+            and np.array_equal(opened.canaries, expected)
+            and not opened.values[length:].any()
+            and int(np.abs(opened.values).max()) <= contributors * self.plan.max_value
         )
         if not honest:
             raise OpeningFailed
-        return integers[:length]
+        return opened.values[:length]
 
+    def _decrypt(self, ciphertexts: Iterable[sealapi.Ciphertext]) -> Slots:
+        def decrypted() -> Iterator[list[complex]]:
+            for ciphertext in ciphertexts:
+                plaintext = sealapi.Plaintext()
+                self._decryptor.decrypt(ciphertext, plaintext)
+                yield self._encoder.decode_complex(plaintext)[: self.plan.slots]
 
-def load_segment(data: bytes, plan: Plan, context: seal.SEALContext) -> list[seal.Ciphertext]:
-    """Deserialise a segment and check every ciphertext against the plan.
-
-    Verify the sender's signature first: SEAL's loader takes most bit flips for good.
-
-    Raises:
-        CiphertextError: names what differs.
-    """
-    ciphertexts = []
-    for blob in _split(data, plan):
-        ciphertext = seal.Ciphertext()
-        try:
-            _load(ciphertext, context, blob)
-        except (ValueError, RuntimeError) as error:
-            raise CiphertextError("a ciphertext does not load under this federation's parameters") from error
-        if ciphertext.parms_id() != context.first_parms_id():
-            raise CiphertextError("a ciphertext has other parameters")
-        if ciphertext.size() != 2:
-            raise CiphertextError(f"a ciphertext of 2 polynomials was expected, came {ciphertext.size()}")
-        if ciphertext.scale != float(plan.scale):
-            raise CiphertextError(f"a ciphertext with scale {plan.scale} was expected")
-        if not ciphertext.is_ntt_form() or ciphertext.is_transparent():
-            raise CiphertextError("a ciphertext is transparent or not in NTT form")
-        ciphertexts.append(ciphertext)
-    return ciphertexts
-
-
-def _join(ciphertexts: Sequence[bytes]) -> bytes:
-    packed = msgpack.packb(list(ciphertexts), use_bin_type=True)
-    assert isinstance(packed, bytes)
-    return packed
-
-
-def _split(data: bytes, plan: Plan) -> list[bytes]:
-    try:
-        blobs = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            max_array_len=plan.segment_ciphertexts,
-            max_bin_len=MAX_CIPHERTEXT_BYTES,
-            max_str_len=0,
-            max_map_len=0,
-            max_ext_len=0,
-        )
-    except (ValueError, msgpack.UnpackException) as error:
-        raise CiphertextError("a segment is not an array of ciphertexts") from error
-    if not isinstance(blobs, list) or not blobs or not all(isinstance(blob, bytes) for blob in blobs):
-        raise CiphertextError("a segment is not an array of ciphertexts")
-    return blobs
+        return np.array(list(decrypted()), dtype=np.complex128)

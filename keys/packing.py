@@ -3,9 +3,13 @@
 A slot's real part carries ``sum over d of v_d * 2**(d*T)``, its imaginary part the same for other
 values. Sums of parties add digit by digit; as long as every digit's sum stays in
 ``[-2**(T-1), 2**(T-1))``, which the plan guarantees, the digits come apart again exactly, with signs.
+
+The first ``canary_digits`` digits of every ciphertext carry canaries (``keys/canaries.py``), the rest values.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,46 +25,62 @@ class PackingError(WardtreeError):
     """Integers that cannot be packed."""
 
 
-def pack(values: Integers, plan: Plan) -> Slots:
+@dataclass(frozen=True)
+class Unpacked:
+    """What decrypted slots hold.
+
+    Attributes:
+        values: shape (ciphertexts * values_per_ciphertext,), padding included.
+        canaries: shape (ciphertexts, canary_digits).
+        residuals: shape (ciphertexts, N/2, 2), distance of each part from its nearest integer. They come
+            from the secret key's noise and never leave the key room.
+    """
+
+    values: Integers
+    canaries: Integers
+    residuals: NDArray[np.float64]
+
+
+def pack(values: Integers, plan: Plan, canaries: Integers | None = None) -> Slots:
     """Pack integers into slots, padded with zeros to whole ciphertexts.
 
     Args:
         values: shape (length,), each at most ``plan.max_value`` in absolute value.
+        canaries: shape (ciphertexts, plan.canary_digits), likewise; None: zeros.
 
     Returns:
         Shape (ciphertexts, N/2): exact integers in both parts.
 
     Raises:
-        PackingError: a value is out of range, or there are none.
+        PackingError: a value is out of range, there are none, or the canaries have another shape.
     """
     if values.size == 0:
         raise PackingError("there is nothing to pack")
-    if int(np.abs(values).max()) > plan.max_value:
-        raise PackingError(f"an integer exceeds the {plan.value_bits} bits that the plan gives one party")
     count = plan.ciphertexts(values.size)
+    if canaries is not None and canaries.shape != (count, plan.canary_digits):
+        raise PackingError(
+            f"canaries of shape ({count}, {plan.canary_digits}) were expected, came {canaries.shape}"
+        )
+    for part in (values, canaries):
+        if part is not None and int(np.abs(part).max()) > plan.max_value:
+            raise PackingError(f"an integer exceeds the {plan.value_bits} bits that the plan gives one party")
     padded = np.zeros(count * plan.values_per_ciphertext, np.int64)
     padded[: values.size] = values
-    digits = padded.reshape(count, plan.digits, plan.slots, 2)
+    digits = np.zeros((count, plan.digits_per_ciphertext), np.int64)
+    if canaries is not None:
+        digits[:, : plan.canary_digits] = canaries
+    digits[:, plan.canary_digits :] = padded.reshape(count, plan.values_per_ciphertext)
+    shaped = digits.reshape(count, plan.digits, plan.slots, 2)
     total = np.zeros((count, plan.slots, 2), np.int64)
     for digit in range(plan.digits):
-        total += digits[:, digit] << (digit * plan.digit_bits)
+        total += shaped[:, digit] << (digit * plan.digit_bits)
     return total.astype(np.float64).view(np.complex128)[..., 0]
 
 
-def unpack(slots: Slots, plan: Plan) -> tuple[Integers, float]:
-    """Round decrypted slots to integers and take the digits apart.
-
-    Args:
-        slots: shape (ciphertexts, N/2), as decrypted.
-
-    Returns:
-        The integers, padding included, shape (ciphertexts * values_per_ciphertext,), and the worst
-        distance of a part from its nearest integer. The distance is computed from the secret key's
-        noise: it never leaves the key room.
-    """
+def unpack(slots: Slots, plan: Plan) -> Unpacked:
+    """Round decrypted slots, shape (ciphertexts, N/2), to integers and take the digits apart."""
     parts = np.stack([slots.real, slots.imag], axis=-1)
     rounded = np.rint(parts)
-    residual = float(np.abs(parts - rounded).max())
     rest = rounded.astype(np.int64)
     half = 1 << (plan.digit_bits - 1)
     mask = (1 << plan.digit_bits) - 1
@@ -69,4 +89,9 @@ def unpack(slots: Slots, plan: Plan) -> tuple[Integers, float]:
         digits[:, digit] = ((rest + half) & mask) - half
         rest = (rest - digits[:, digit]) >> plan.digit_bits
     digits[:, -1] = rest  # the top digit keeps whatever is left, so an overflow is seen, not wrapped
-    return digits.reshape(-1), residual
+    flat = digits.reshape(slots.shape[0], plan.digits_per_ciphertext)
+    return Unpacked(
+        values=flat[:, plan.canary_digits :].reshape(-1),
+        canaries=flat[:, : plan.canary_digits],
+        residuals=parts - rounded,
+    )

@@ -139,6 +139,8 @@ def run_enclave(relay: Channel, keyroom: Channel | None, settings: EnclaveSettin
             contribute(relay, keyroom, task, job, settings)
     except ChannelClosedError:
         return  # the relay gave this round up
+    except update.UpdateError as error:
+        report(relay, f"{settings.party}: {error}")
     except WardtreeError as error:
         report(relay, str(error))
     except Exception as error:
@@ -190,7 +192,8 @@ def contribute(
     else:
         public_key = (settings.home / "public.key").read_bytes()
         began = time.perf_counter()
-        for number, ciphertexts in enumerate(update.seal_segments(integers, Sealer(settings.plan, public_key))):
+        sealer = Sealer(settings.plan, public_key)
+        for number, ciphertexts in enumerate(update.seal_segments(integers, sealer, job["canary_key"])):
             relay.send("segment", segment=number, ciphertexts=ciphertexts, seconds=time.perf_counter() - began)
             began = time.perf_counter()
     update.wipe(values, integers)

@@ -9,7 +9,7 @@ from pathlib import Path
 from keys import ceremony
 from keys.ceremony import Step
 from keys.errors import WardtreeError
-from keys.plan import Plan
+from keys.plan import CANARY_BITS, Plan
 from node.study import Study, check_options
 from node.tasks.loader import task_digest
 from topology import Member, check_placeable
@@ -21,7 +21,9 @@ class FederationError(WardtreeError):
 
 def plan_for(study: Study) -> Plan:
     """The CKKS plan of a study."""
-    return Plan(value_bits=study.aggregation.value_bits, max_parties=study.aggregation.max_parties)
+    bits = study.aggregation.value_bits
+    canaries = -(-CANARY_BITS // bits)
+    return Plan(value_bits=bits, max_parties=study.aggregation.max_parties, canary_digits=canaries)
 
 
 def check_size(study: Study, count: int) -> None:

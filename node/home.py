@@ -101,7 +101,7 @@ def load_home(path: Path, now: datetime) -> Home:
     """Read and check a home folder.
 
     Raises:
-        WardtreeError: the first thing that is wrong, as one line.
+        WardtreeError, TopologyError: the first thing that is wrong, as one line.
     """
     if not path.is_dir():
         raise HomeError(f"{path}: a node's home folder was expected; `wardtree ceremony identity` makes one")
@@ -112,6 +112,11 @@ def load_home(path: Path, now: datetime) -> Home:
             f"{path}: the card of {card.name} is not the one in the manifest; join with your own manifest"
         )
     plan = Plan.from_dict(manifest.plan)
+    if len(manifest.cards) > plan.max_parties:
+        raise HomeError(
+            f"{path}: the plan in the manifest sums {plan.max_parties} parties exactly, "
+            f"the manifest has {len(manifest.cards)}"
+        )
     public_key = read_bounded(path / ceremony.PUBLIC_KEY, ceremony.MAX_PUBLIC_KEY)
     if hashlib.sha256(public_key).hexdigest() != manifest.public_key_digest:
         raise HomeError(f"{path / ceremony.PUBLIC_KEY}: not the public key whose digest all parties signed")
@@ -163,9 +168,12 @@ def lock_home(path: Path) -> int:
     """Take the home for this process; gives the descriptor that keeps it.
 
     Raises:
-        HomeError: another node runs from this folder.
+        HomeError: another node runs from this folder, or it cannot be written.
     """
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HomeError(f"{path / LOCK}: cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from keys.ceremony import SECRET_KEY
+from keys.canaries import round_key
+from keys.ceremony import SECRET_KEY, load_identity
 from keys.ckks import Opener, OpeningFailed, generate_keys
 from keys.errors import WardtreeError
 from keys.packing import Integers
@@ -38,6 +39,7 @@ def run_keyroom(relay: Channel, template: socket.socket, home: Home, passphrase:
     """Serve the relay until it ends: for every job of the template's enclaves one child."""
     name_process(f"keyroom {home.name}")
     try:
+        box_secret = load_identity(home.path, passphrase).box_secret
         secret = open_file(home.path / SECRET_KEY, SECRET_KIND, passphrase)
         Opener(home.plan, secret)  # fail now, not in the first round
     except WardtreeError as error:
@@ -48,7 +50,9 @@ def run_keyroom(relay: Channel, template: socket.socket, home: Home, passphrase:
         if not request:
             return
         enclave = Channel(descriptors[0], None)
-        reap(spawn(signal.SIGKILL, _serve_round, relay, enclave, template, home, secret))
+        child = spawn(signal.SIGKILL, _serve_round, relay, enclave, template, home, secret, box_secret)
+        if reap(child):
+            relay.send("error", text="the key room could not go on; see its message above")
         enclave.close()
 
 
@@ -68,7 +72,9 @@ def openings_file(home: Home) -> str:
     return f"openings-{home.manifest.public_key_digest[:16]}.jsonl"
 
 
-def _serve_round(relay: Channel, enclave: Channel, template: socket.socket, home: Home, secret: bytes) -> None:
+def _serve_round(
+    relay: Channel, enclave: Channel, template: socket.socket, home: Home, secret: bytes, box_secret: bytes
+) -> None:
     """One round's openings, in order, until the relay says that the round is over."""
     template.close()
     name_process("keyroom child")
@@ -77,7 +83,7 @@ def _serve_round(relay: Channel, enclave: Channel, template: socket.socket, home
     while (request := _next_request(relay)) is not None:
         began = time.perf_counter()
         try:
-            integers = _open(opener, ledger, enclave, request, home.manifest.min_hidden)
+            integers = _open(home, opener, box_secret, ledger, enclave, request)
         except (OpeningFailed, ChannelClosedError):
             relay.send("refused", round=request["round"], segment=request["segment"])
             continue
@@ -96,7 +102,9 @@ def _next_request(relay: Channel) -> dict[str, Any] | None:
     return request if request["kind"] == "open" else None
 
 
-def _open(opener: Opener, ledger: Ledger, enclave: Channel, request: dict[str, Any], min_hidden: int) -> bytes:
+def _open(
+    home: Home, opener: Opener, box_secret: bytes, ledger: Ledger, enclave: Channel, request: dict[str, Any]
+) -> bytes:
     """Check the right to open, write it down, open.
 
     Raises:
@@ -111,12 +119,16 @@ def _open(opener: Opener, ledger: Ledger, enclave: Channel, request: dict[str, A
     )
     if any(entry["what"] == "retired" for entry in ledger.entries):
         raise OpeningFailed
-    if (round_, segment) <= last or not quorum_met(listed, min_hidden):
+    if (round_, segment) <= last or not quorum_met(listed, home.manifest.min_hidden):
         raise OpeningFailed
     digest = hashlib.sha256(request["ciphertexts"]).hexdigest()
     ledger.append(what="opening", round=round_, segment=segment, listed=sorted(listed), ciphertexts=digest)
     try:
-        return open_total(opener, request["ciphertexts"], len(others), own, length)
+        keys = [
+            round_key(box_secret, home.manifest.card(name).box_key, home.digest, round_, request["base"])
+            for name in others
+        ]
+        return open_total(opener, request["ciphertexts"], segment, keys, own, length)
     except OpeningFailed:
         ledger.append(what="retired", round=round_)
         raise

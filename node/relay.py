@@ -13,8 +13,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from keys.canaries import round_key
 from keys.ceremony import PUBLIC_KEY, load_identity
-from keys.ckks import CiphertextError, Sealer
+from keys.ciphertexts import CiphertextError
+from keys.ckks import Sealer
 from keys.errors import WardtreeError
 from node import update
 from node.channel import Channel, ChannelClosedError
@@ -78,13 +80,13 @@ class Relay:
     ) -> None:
         self.home, self.telemetry = home, telemetry
         self.template, self.keyroom = Template(template), keyroom
-        identity = load_identity(home.path, passphrase)
-        self.ledger = Ledger(home.path / LEDGER, identity.sign)
+        self.identity = load_identity(home.path, passphrase)
+        self.ledger = Ledger(home.path / LEDGER, self.identity.sign)
         _refuse_a_second_start(home, self.ledger)
         self.sealer = Sealer(home.plan, (home.path / PUBLIC_KEY).read_bytes())
         self.keeper = ModelKeeper(home, options, telemetry)
         self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.tree, home.rules)
-        self.neighbours = Neighbours(home, identity, self._refused)
+        self.neighbours = Neighbours(home, self.identity, self._refused)
         self.transport = self.neighbours.transport
         self.current = Current()
         self.timers: dict[str, float] = {}
@@ -256,6 +258,7 @@ class Relay:
             "open",
             round=command.round,
             segment=command.segment,
+            base=self.machine.base,
             others=sorted(command.others),
             own=self.home.name if command.own else None,
             length=self.home.rules.segment_length(length, command.segment),
@@ -301,7 +304,11 @@ class Relay:
 
     def _train(self, round_: int, purpose: str) -> None:
         self.current.round, self.current.purpose, self.current.began = round_, purpose, time.monotonic()
-        job = round_job(self.keeper.model, round_, purpose, self.keeper.check_seed(round_))
+        key_holder = self.home.manifest.card(self.home.tree.key_holder)
+        canary_key = round_key(
+            self.identity.box_secret, key_holder.box_key, self.home.digest, round_, self.machine.base
+        )
+        job = round_job(self.keeper.model, round_, purpose, self.keeper.check_seed(round_), canary_key)
         self._start_enclave("round", **job)
 
     def _merge(self, command: ev.Merge) -> None:

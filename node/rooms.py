@@ -90,13 +90,18 @@ class Template:
         Raises:
             RoomError: the template is gone.
         """
-        answer, descriptors, _, _ = socket.recv_fds(self._control, 3, 1)  # one answer, "pid", at a time
+        try:
+            answer, descriptors, _, _ = socket.recv_fds(self._control, 3, 1)  # one answer, "pid", at a time
+        except ConnectionResetError:  # it ended before it read a job
+            answer, descriptors = b"", []
         if not answer:
             raise RoomError("the template of the enclaves ended; see its message above")
         self._starting.popleft().started(descriptors[0])
 
 
-def round_job(model: Model, round_: int, purpose: str, check_seed: bytes | None) -> dict[str, Any]:
+def round_job(
+    model: Model, round_: int, purpose: str, check_seed: bytes | None, canary_key: bytes
+) -> dict[str, Any]:
     """The fields of a round's job; ``enclave.model_from`` reads them."""
     return {
         "round": round_,
@@ -105,4 +110,5 @@ def round_job(model: Model, round_: int, purpose: str, check_seed: bytes | None)
         "statistics": None if model.statistics is None else model.statistics.astype("<f8").tobytes(),
         "parties": model.parties,
         "check_seed": check_seed,
+        "canary_key": canary_key,
     }

@@ -219,6 +219,8 @@ class Transport:
             router.bind(f"tcp://{address}")
         except zmq.ZMQError as error:
             router.close()
+            self._authenticator.stop()
+            self._context.term()  # left to the garbage collector, it would wait for ever for the ZAP socket
             raise TransportError(f"cannot listen on {address}: {zmq.strerror(error.errno or 0)}") from error
         self._poller.register(router, zmq.POLLIN)
         return router

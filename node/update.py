@@ -7,7 +7,7 @@ key room exists at the key holder only, the relay is the one process with socket
 
     enclave   train -> quantise -> seal, segment by segment
     relay     merge: add what the children sent, pass it up
-    key room  open_total: decrypt the total, check it, add the key holder's own integers
+    key room  open_total: decrypt the total, check it against the listed set, add the key holder's integers
     relay     publish: sign the total and send it down (``Total`` in ``node/protocol/messages.py``)
     relay     apply: every node, at the key holder's signed close
     all       wipe: the enclave's process ends, the relay forgets ciphertexts and staged totals
@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keys import canaries
 from keys.ckks import Opener, Sealer
 from keys.errors import WardtreeError
 from keys.packing import Integers
@@ -121,10 +122,12 @@ def quantise(values: NDArray[np.float64], grid: Grid, share: float) -> Integers:
 # ---- 3. enclave: pack and encrypt -----------------------------------------------------------------------
 
 
-def seal_segments(integers: Integers, sealer: Sealer) -> Iterator[bytes]:
-    """Pack and encrypt, one segment at a time, when the relay asks for it."""
-    for segment in sealer.plan.segments(integers.size):
-        yield sealer.seal(integers[segment])
+def seal_segments(integers: Integers, sealer: Sealer, canary_key: bytes) -> Iterator[bytes]:
+    """Pack with this round's canaries and encrypt, one segment at a time, when the relay asks for it."""
+    for number, segment in enumerate(sealer.plan.segments(integers.size)):
+        values = integers[segment]
+        marks = canaries.digits(canary_key, sealer.plan, number, sealer.plan.ciphertexts(values.size))
+        yield sealer.seal(values, marks)
 
 
 # ---- 4. relay: add --------------------------------------------------------------------------------------
@@ -138,8 +141,14 @@ def merge(sealer: Sealer, parts: tuple[bytes, ...]) -> bytes:
 # ---- 5. key room: open the total ------------------------------------------------------------------------
 
 
-def open_total(opener: Opener, total: bytes, others: int, own: Integers | None, length: int) -> bytes:
-    """Decrypt one segment's total over ``others`` parties, check it, add the key holder's own integers.
+def open_total(
+    opener: Opener, total: bytes, segment: int, canary_keys: Sequence[bytes], own: Integers | None, length: int
+) -> bytes:
+    """Decrypt one segment's total, check it against the listed set, add the key holder's own integers.
+
+    Args:
+        canary_keys: this round's key of every party of the listed set, the key holder's not among them.
+        length: integers in this segment.
 
     Returns:
         The published form: ``length`` little-endian int32.
@@ -147,7 +156,8 @@ def open_total(opener: Opener, total: bytes, others: int, own: Integers | None, 
     Raises:
         OpeningFailed: a check failed; nothing is released.
     """
-    integers = opener.open(total, length, others)
+    marks = canaries.total(canary_keys, opener.plan, segment, opener.plan.ciphertexts(length))
+    integers = opener.open(total, length, len(canary_keys), marks)
     if own is not None:
         integers = integers + own
     return integers.astype("<i4").tobytes()

@@ -10,15 +10,14 @@ import tenseal.sealapi as seal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keys.ciphertexts import CiphertextError, make_context
 from keys.ckks import (
     PUBLIC_KEY_MAGIC,
-    CiphertextError,
     KeyFileError,
     Opener,
     OpeningFailed,
     Sealer,
     generate_keys,
-    make_context,
 )
 from keys.packing import PackingError, pack, unpack
 from keys.plan import Plan, PlanError
@@ -45,10 +44,12 @@ def opener() -> Opener:
 def test_packing_round_trip(length: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = rng.integers(-PLAN.max_value, PLAN.max_value + 1, length)
-    integers, residual = unpack(pack(values, PLAN), PLAN)
-    assert residual == 0
-    assert np.array_equal(integers[:length], values)
-    assert not integers[length:].any()
+    canaries = rng.integers(-PLAN.max_value, PLAN.max_value + 1, (PLAN.ciphertexts(length), PLAN.canary_digits))
+    unpacked = unpack(pack(values, PLAN, canaries), PLAN)
+    assert not unpacked.residuals.any()
+    assert np.array_equal(unpacked.values[:length], values)
+    assert not unpacked.values[length:].any()
+    assert np.array_equal(unpacked.canaries, canaries)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -56,8 +57,8 @@ def test_packing_carries_at_the_extremes(sign: int) -> None:
     length = PLAN.values_per_ciphertext
     alternating = np.where(np.arange(length) % 2, PLAN.max_value, -PLAN.max_value)
     for values in (np.full(length, sign * PLAN.max_value), sign * alternating):
-        integers, _ = unpack(PLAN.max_parties * pack(values, PLAN), PLAN)
-        assert np.array_equal(integers, PLAN.max_parties * values)
+        unpacked = unpack(PLAN.max_parties * pack(values, PLAN), PLAN)
+        assert np.array_equal(unpacked.values, PLAN.max_parties * values)
 
 
 def test_values_beyond_the_plan_are_refused() -> None:
