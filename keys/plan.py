@@ -40,7 +40,7 @@ class PlanError(WardtreeError):
 
 
 def least_scale(ring: int, parties: int) -> int:
-    """The smallest scale that keeps sums of ``parties`` exact at ring degree ``ring``: 20 N sqrt(n) (25 at 8192)."""
+    """The smallest scale that keeps sums of ``parties`` exact: 20 N sqrt(parties), at N=8192 25."""
     return math.isqrt((NOISE_FACTOR[ring] * ring) ** 2 * parties - 1) + 1
 
 
@@ -50,11 +50,11 @@ def least_prime_bits(total: int, scale: int) -> int:
     Args:
         total: largest absolute integer in either part of a slot; one more leaves the noise its room.
 
-    SEAL takes the largest prime of a bit size that is 1 modulo 2N; from 24 bits on it is above 255/256 of
+    SEAL takes the largest prime of a bit size that is 1 modulo 2N; from 24 bits on it is above 63/64 of
     the power of two (tested for all).
     """
     least = math.isqrt(8 * ((total + 1) * scale) ** 2) + 1
-    return (-(-least * 256 // 255) - 1).bit_length()
+    return (-(-least * 64 // 63) - 1).bit_length()
 
 
 def packed(value: int, digits: int, digit_bits: int) -> int:
@@ -107,8 +107,8 @@ class Plan:
             low <= self.prime_bits[0] <= high and SPECIAL_PRIME_BITS <= self.prime_bits[1] <= high
         ):
             raise PlanError(
-                f"plan: a data prime of {low} to {high} bits and a special prime of {SPECIAL_PRIME_BITS} to {high} "
-                f"were expected, came {list(self.prime_bits)}"
+                f"plan: a data prime of {low} to {high} bits and a special prime of {SPECIAL_PRIME_BITS} to "
+                f"{high} were expected, came {list(self.prime_bits)}"
             )
         if sum(self.prime_bits) > limit:
             raise PlanError(
@@ -128,15 +128,17 @@ class Plan:
         if not low <= self.value_bits <= high:
             raise PlanError(f"plan: values of {low} to {high} bits were expected, came {self.value_bits}")
         if self.digits * self.digit_bits > sys.float_info.mant_dig:
-            raise PlanError(
-                f"plan: {self.digits} digits of {self.digit_bits} bits exceed the {sys.float_info.mant_dig} of float64"
-            )
+            limit = sys.float_info.mant_dig
+            raise PlanError(f"plan: {self.digits} digits of {self.digit_bits} bits exceed float64's {limit}")
         if self.canary_digits * self.value_bits < CANARY_BITS or self.values_per_ciphertext < 1:
             raise PlanError(
-                f"plan: {self.canary_digits} canary digits of {self.value_bits} bits are fewer than {CANARY_BITS} bits"
+                f"plan: {self.canary_digits} canary digits of {self.value_bits} bits are fewer than "
+                f"{CANARY_BITS} bits"
             )
         if self.digit_bits > PUBLISHED_BITS:
-            raise PlanError(f"plan: a digit of {self.digit_bits} bits exceeds the {PUBLISHED_BITS} of what is published")
+            raise PlanError(
+                f"plan: a digit of {self.digit_bits} bits exceeds the {PUBLISHED_BITS} of what is published"
+            )
         if self.digit_bits < self.max_total.bit_length() + 1:
             raise PlanError(
                 f"plan: {self.max_parties} parties with values up to {self.max_value} overflow a digit of "

@@ -70,18 +70,16 @@ class Channel:
         return message
 
     def poll(self) -> dict[str, Any] | None:
-        """Read what is there, once; gives the next message if it is complete.
+        """Read what is there; gives the next message if it is complete.
 
         Call it when ``read`` is readable, and again until it gives None before waiting anew.
 
         Raises:
             ChannelClosedError: the other side is gone and everything it said was given out.
         """
-        message = self._take()
-        if message is None and self._readable(0):
+        while (message := self._take()) is None and self._readable(0):
             if not self._fill():
                 raise ChannelClosedError
-            message = self._take()
         return message
 
     def close(self) -> None:
@@ -92,8 +90,12 @@ class Channel:
         self._buffer.clear()
 
     def _fill(self) -> bool:
+        """Read on, but not beyond this message: the next may be for another process at the same pipe."""
         assert self.read is not None
-        data = os.read(self.read, _CHUNK)
+        end = _LENGTH.size
+        if len(self._buffer) >= end:
+            end += _LENGTH.unpack_from(self._buffer)[0]
+        data = os.read(self.read, min(_CHUNK, end - len(self._buffer)))
         self._buffer += data
         return bool(data)
 

@@ -14,7 +14,6 @@ import random
 import signal
 import socket
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +21,26 @@ from typing import Any
 
 import numpy as np
 
+from keys.ceremony import PUBLIC_KEY
 from keys.ckks import Sealer
 from keys.errors import WardtreeError
 from keys.plan import Plan
 from node import update
 from node.channel import Channel, ChannelClosedError
+from node.mint import Mint
 from node.process import describe, name_process, reap, spawn
 from node.protocol.messages import STATISTICS
 from node.sumcheck import fingerprint
 from node.tasks.base import Setup, Task
 from node.tasks.loader import BUILTIN, load_task
+from node.telemetry import Stopwatch
 
 WARM = {"synthetic": (), "tabular": ("torch", "pandas", "sklearn.model_selection")}
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
+
+
+MINT_WORKERS = 4
+"""Processes that make zeros, at most: together they are faster than an enclave can use them."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,10 @@ def run_enclave(relay: Channel, keyroom: Channel | None, settings: EnclaveSettin
     """One job, from its first message to the end of this process."""
     name_process(f"enclave {settings.party}")
     reseed()
+    mint: Mint | None = None
     try:
         job = relay.receive()
+        mint = start_mint(job, settings)  # before the task's libraries start threads here
         task = load_task(
             settings.task,
             Setup(settings.party, settings.options, settings.data, settings.seed, settings.home),
@@ -136,7 +144,7 @@ def run_enclave(relay: Channel, keyroom: Channel | None, settings: EnclaveSettin
         if job["kind"] == "prepare":
             prepare(relay, task)
         else:
-            contribute(relay, keyroom, task, job, settings)
+            contribute(relay, keyroom, task, job, settings, mint)
     except ChannelClosedError:
         return  # the relay gave this round up
     except update.UpdateError as error:
@@ -146,6 +154,9 @@ def run_enclave(relay: Channel, keyroom: Channel | None, settings: EnclaveSettin
     except Exception as error:
         # The message of a stranger's exception may quote data: it stays here.
         report(relay, f"{settings.party}: the task failed: {describe(error)}")
+    finally:
+        if mint:
+            mint.close()
 
 
 def report(relay: Channel, text: str) -> None:
@@ -168,35 +179,49 @@ def prepare(relay: Channel, task: Task) -> None:
 
 
 def contribute(
-    relay: Channel, keyroom: Channel | None, task: Task, job: dict[str, Any], settings: EnclaveSettings
+    relay: Channel,
+    keyroom: Channel | None,
+    task: Task,
+    job: dict[str, Any],
+    settings: EnclaveSettings,
+    mint: Mint | None,
 ) -> None:
     """Train, quantise, and hand over: encrypted segments to the relay, or, at the key holder, integers to
     the key room."""
-    model = model_from(job)
-    began = time.perf_counter()
-    values = update.train(task, job["purpose"], model, settings.rounds)
-    trained = time.perf_counter()
+    watch = Stopwatch()
+    values = update.train(task, job["purpose"], model_from(job), settings.rounds)
+    seconds = watch.seconds
     spec = task.statistics_spec()
     is_statistics = job["purpose"] == STATISTICS and spec is not None
     grid = update.Grid(spec.bound if is_statistics and spec else settings.clip, settings.plan)
     integers = update.quantise(values, grid, 1.0 if is_statistics else settings.share)
     segments = settings.plan.segments(integers.size)
     check = None if job["check_seed"] is None else fingerprint(job["check_seed"], integers, segments)
-    relay.send("trained", seconds=trained - began, fingerprint=check)
-    if settings.is_key_holder:
-        assert keyroom is not None
+    relay.send("trained", seconds=seconds, fingerprint=check)
+    if keyroom is not None:
         for number, part in enumerate(segments):
-            keyroom.send(
-                "own", round=job["round"], segment=number, integers=integers[part].astype("<i4").tobytes()
-            )
+            own = integers[part].astype("<i4").tobytes()
+            keyroom.send("own", round=job["round"], segment=number, integers=own)
     else:
-        public_key = (settings.home / "public.key").read_bytes()
-        began = time.perf_counter()
-        sealer = Sealer(settings.plan, public_key)
-        for number, ciphertexts in enumerate(update.seal_segments(integers, sealer, job["canary_key"])):
-            relay.send("segment", segment=number, ciphertexts=ciphertexts, seconds=time.perf_counter() - began)
-            began = time.perf_counter()
+        watch = Stopwatch()
+        sealer = Sealer(settings.plan, (settings.home / PUBLIC_KEY).read_bytes())
+        sealed = update.seal_segments(integers, sealer, job["canary_key"], mint.supply if mint else None)
+        for number, ciphertexts in enumerate(sealed):
+            relay.send("segment", segment=number, ciphertexts=ciphertexts, seconds=watch.seconds)
+            watch = Stopwatch()
     update.wipe(values, integers)
+
+
+def start_mint(job: dict[str, Any], settings: EnclaveSettings) -> Mint | None:
+    """A mint for this round's zeros: where the update has a full segment, and there are cores for it."""
+    if job["kind"] != "round" or job["purpose"] == STATISTICS or settings.is_key_holder:
+        return None
+    ciphertexts = settings.plan.ciphertexts(len(job["model"]) // 4)
+    spare = min(len(os.sched_getaffinity(0)) - 1, MINT_WORKERS)
+    if ciphertexts < settings.plan.segment_ciphertexts or spare < 1:
+        return None
+    public_key = (settings.home / PUBLIC_KEY).read_bytes()
+    return Mint(settings.plan, public_key, ciphertexts, settings.party, spare)
 
 
 def model_from(job: dict[str, Any]) -> update.Model:

@@ -9,7 +9,8 @@ from pathlib import Path
 from keys import ceremony
 from keys.ceremony import Step
 from keys.errors import WardtreeError
-from keys.plan import CANARY_BITS, Plan
+from keys.plan import Plan
+from keys.planner import choose
 from node.study import Study, check_options
 from node.tasks.loader import task_digest
 from topology import Member, check_placeable
@@ -20,10 +21,12 @@ class FederationError(WardtreeError):
 
 
 def plan_for(study: Study) -> Plan:
-    """The CKKS plan of a study."""
-    bits = study.aggregation.value_bits
-    canaries = -(-CANARY_BITS // bits)
-    return Plan(value_bits=bits, max_parties=study.aggregation.max_parties, canary_digits=canaries)
+    """The CKKS plan of a study. Its key is made before any task is loaded, so for updates of any length.
+
+    Raises:
+        PlanError: no plan is exact for so many parties and bits.
+    """
+    return choose(study.aggregation.max_parties, study.aggregation.value_bits)
 
 
 def check_size(study: Study, count: int) -> None:

@@ -114,12 +114,7 @@ def _open(
     round_, segment, others, length = (request[key] for key in ("round", "segment", "others", "length"))
     own = _own_integers(enclave, round_, segment) if request["own"] is not None else None
     listed = frozenset(others) | ({request["own"]} if own is not None else frozenset())
-    last = max(
-        ((entry["round"], entry["segment"]) for entry in ledger.entries if "segment" in entry), default=(-1, 0)
-    )
-    if any(entry["what"] == "retired" for entry in ledger.entries):
-        raise OpeningFailed
-    if (round_, segment) <= last or not quorum_met(listed, home.manifest.min_hidden):
+    if not _may_open(home, ledger, round_, segment, listed):
         raise OpeningFailed
     digest = hashlib.sha256(request["ciphertexts"]).hexdigest()
     ledger.append(what="opening", round=round_, segment=segment, listed=sorted(listed), ciphertexts=digest)
@@ -132,6 +127,15 @@ def _open(
     except OpeningFailed:
         ledger.append(what="retired", round=round_)
         raise
+
+
+def _may_open(home: Home, ledger: Ledger, round_: int, segment: int, listed: frozenset[str]) -> bool:
+    """Whether this key may open this segment of this round over this set: its ledger and the manifest decide."""
+    opened = [(entry["round"], entry["segment"]) for entry in ledger.entries if entry["what"] == "opening"]
+    retired = any(entry["what"] == "retired" for entry in ledger.entries)
+    used_up = len(opened) >= home.study.aggregation.max_openings
+    later = (round_, segment) > max(opened, default=(-1, 0))
+    return later and not retired and not used_up and quorum_met(listed, home.manifest.min_hidden)
 
 
 def _own_integers(enclave: Channel, round_: int, segment: int) -> Integers:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from keys.errors import WardtreeError
+from keys.plan import PlanError
+from keys.planner import choose
 from node.settings import Settings, printable, problems
 from node.tasks.base import OptionsError
 from node.tasks.loader import BUILTIN, load_task_class
@@ -43,17 +45,15 @@ class TaskChoice(Settings):
 
 
 class Aggregation(Settings):
-    """``[aggregation]``: how updates are weighted, clipped, counted and hidden.
-
-    The largest total at the upper ends, 64 · (2^13 − 1), stays below 2^19: it fits a signed digit of 20 bits.
-    """
+    """``[aggregation]``: how updates are weighted, clipped, counted and hidden."""
 
     weights: Literal["examples", "equal"] = Field(default="equal", description='"examples" or "equal"')
     clip: float = Field(default=1.0, gt=0, description="a number above 0")
-    value_bits: int = Field(default=14, ge=4, le=14, description="a whole number from 4 to 14")
-    max_parties: int = Field(default=64, ge=2, le=64, description="a whole number from 2 to 64")
+    value_bits: int = Field(default=14, ge=4, le=24, description="a whole number from 4 to 24")
+    max_parties: int = Field(default=64, ge=2, le=1024, description="a whole number from 2 to 1024")
     min_hidden: int = Field(default=2, ge=2, description="a whole number of at least 2")
     allow_two_parties: bool = Field(default=False, description="true or false")
+    max_openings: int = Field(default=100_000, ge=1, description="a whole number of at least 1")
 
     @model_validator(mode="after")
     def _two_parties_need_noise(self) -> "Aggregation":
@@ -70,6 +70,14 @@ class Aggregation(Settings):
             raise ValueError(
                 f"expected min_hidden below max_parties, came {self.min_hidden} and {self.max_parties}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _exact(self) -> "Aggregation":
+        try:
+            choose(self.max_parties, self.value_bits)
+        except PlanError as error:
+            raise ValueError(str(error)) from None
         return self
 
 
@@ -196,10 +204,11 @@ sex = { levels = ["Female", "Male"] }
 [aggregation]
 weights = "examples"   # by the public, rounded number of patients; or "equal"
 clip = 1.0             # each value of an update is clipped to [-clip, clip]
-value_bits = 14        # precision of an encrypted value, 4 to 14
+value_bits = 14        # precision of an encrypted value, 4 to 24: `wardtree plan` tells what it costs
 max_parties = 64
 min_hidden = 2         # every hospital hides among at least this many others
 allow_two_parties = false
+max_openings = 100000  # segments that may ever be opened with one key; then a new manifest is needed
 
 [privacy]
 mode = "none"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -122,9 +122,16 @@ def quantise(values: NDArray[np.float64], grid: Grid, share: float) -> Integers:
 # ---- 3. enclave: pack and encrypt -----------------------------------------------------------------------
 
 
-def seal_segments(integers: Integers, sealer: Sealer, canary_key: bytes) -> Iterator[bytes]:
-    """Pack with this round's canaries and encrypt, one segment at a time, when the relay asks for it."""
+def seal_segments(
+    integers: Integers, sealer: Sealer, canary_key: bytes, supply: Callable[[Sealer], None] | None = None
+) -> Iterator[bytes]:
+    """Pack with this round's canaries and encrypt, one segment at a time, when the relay asks for it.
+
+    ``supply`` may stock the sealer with encryptions of zero before each segment.
+    """
     for number, segment in enumerate(sealer.plan.segments(integers.size)):
+        if supply:
+            supply(sealer)
         values = integers[segment]
         marks = canaries.digits(canary_key, sealer.plan, number, sealer.plan.ciphertexts(values.size))
         yield sealer.seal(values, marks)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from keys.errors import WardtreeError
-from node.cli import ceremony, local, node, study
+from node.cli import ceremony, local, node, plan, study
 from topology import TopologyError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command("local")(local.local)
 app.command("node")(node.node)
+app.command("plan")(plan.plan)
 app.add_typer(ceremony.app, name="ceremony")
 app.add_typer(study.app, name="study")
 

@@ -1,8 +1,8 @@
-"""The key from decryptions: the attack of Li and Micciancio (EUROCRYPT 2021), and probes of a malicious contributor.
+"""The key from decryptions: the attack of Li and Micciancio (EUROCRYPT 2021), and a contributor's probes.
 
-A ciphertext (c0, c1) satisfies c0 + c1*s = p (mod q): p is what decryption sees, the message with its noise. Whoever
-has p exactly solves for the secret key s. Raw CKKS decryptions, float64 numbers, are p in another form: encoding
-them again gives p exactly. Rounded to the integers that were encrypted they give the message without its noise,
+A ciphertext (c0, c1) satisfies c0 + c1*s = p (mod q): p is what decryption sees, the message with its noise.
+Whoever has p exactly solves for the secret key s. Raw CKKS decryptions, float64 numbers, are p in another
+form: encoding them again gives p exactly. Rounded to the integers that were encrypted they give the message without its noise,
 and the equation no longer holds for s.
 
 ``python -m tests.keys.attack`` prints all figures of ``docs/why-exact-integers.md``.
@@ -36,7 +36,10 @@ AGGREGATES = 8
 DP_SIGMA = 32.0
 """Of each party's discrete Gaussian noise, in grid steps."""
 
-PLANS = (Plan(), Plan(poly_modulus_degree=8192, prime_bits=(60, 60), scale=25 * 8192 * 2, digit_bits=18, max_parties=4))
+PLANS = (
+    Plan(),
+    Plan(poly_modulus_degree=8192, prime_bits=(60, 60), scale=25 * 8192 * 2, digit_bits=18, max_parties=4),
+)
 CKKS_VECTORS = ((4096, (40, 20, 40), 2.0**20), (8192, (60, 40, 40), 2.0**40))
 """What ``ts.ckks_vector`` is commonly run with: ring, primes, scale."""
 
@@ -79,7 +82,7 @@ def inverses(values: Words, q: int) -> Words:
 
 @dataclass(frozen=True)
 class Sample:
-    """A ciphertext and what its decryption was said to be, both as values at the roots modulo the first prime q."""
+    """A ciphertext and what it is said to decrypt to: values at SEAL's roots modulo the first prime q."""
 
     c0: Words
     c1: Words
@@ -148,7 +151,9 @@ class Outcome:
 
 def updates(length: int, dp_noise: bool, limit: int, rng: np.random.Generator) -> Integers:
     """Quantised updates of all parties, shape (PARTIES, length), if wanted with discrete Gaussian noise added."""
-    integers = np.rint(np.clip(rng.normal(0, limit / 8, (PARTIES, length)), -limit / 2, limit / 2)).astype(np.int64)
+    integers = np.rint(np.clip(rng.normal(0, limit / 8, (PARTIES, length)), -limit / 2, limit / 2)).astype(
+        np.int64
+    )
     if dp_noise:
         support = np.arange(-math.ceil(10 * DP_SIGMA), math.ceil(10 * DP_SIGMA) + 1)
         weights = np.exp(-(support**2) / (2 * DP_SIGMA**2))
@@ -166,7 +171,8 @@ def attack_wardtree(plan: Plan, dp_noise: bool, aggregates: int = AGGREGATES) ->
     decryptor, encoder = seal.Decryptor(context, secret_key), seal.CKKSEncoder(context)
     truth = inverse_ntt(_words(secret_key.data(), 0, plan.poly_modulus_degree), q)
     assert set(truth) == {-1, 0, 1}, "the transform is not SEAL's"
-    raw, published = [], []
+    raw: list[float] = []
+    published: list[float] = []
     for _ in range(aggregates):
         parts = updates(plan.values_per_ciphertext, dp_noise, plan.max_value, rng)
         total = sealer.add([sealer.seal(part) for part in parts])
@@ -210,8 +216,7 @@ class ProbeRate:
     """How a probe (0, t*scale) fared.
 
     Attributes:
-        parties: in the total to which the probe was added.
-        shift: rms over the trials of the integer by which a published slot would move if the check passed it.
+        parties: in the total, the prober included.
     """
 
     parties: int
@@ -219,56 +224,66 @@ class ProbeRate:
     t: float
     trials: int
     passed: int
-    shift: float
+
+
+@cache
+def _context(plan: Plan) -> seal.SEALContext:
+    return make_context(plan)
+
+
+def probe(plan: Plan, slots: NDArray[np.complex128]) -> bytes:
+    """The segment (0, slots*scale), slots of shape (N/2,): slot j of its decryption is slots[j] * s(zeta_j)."""
+    context = _context(plan)
+    ciphertext = chosen_ciphertext(plan, context, 0, 1, 1.0)
+    seal.Evaluator(context).multiply_plain_inplace(ciphertext, _encoded(context, slots, float(plan.scale)))
+    return join([save(ciphertext)])
 
 
 class Prober:
-    """One key, one honest total, and a contributor who adds to it what it likes."""
+    """One key, honest totals, and a contributor who adds to them what it likes.
 
-    def __init__(self, plan: Plan, parties: int, seed: int | None = None) -> None:
+    The key room holds the noise of a total against the number of parties, so the stronger probe is chosen for
+    each place: over all slots (a constant polynomial, which needs no rounding) it goes on top of an honest
+    encryption; over one slot, where rounding the polynomial makes as much noise as an encryption, in place of one.
+    """
+
+    def __init__(self, plan: Plan, parties: int) -> None:
         self.plan, self.parties = plan, parties
-        self.context = make_context(plan)
         public, secret = generate_keys(plan)
         self.sealer, self.opener = Sealer(plan, public), Opener(plan, secret)
-        self.rng = np.random.default_rng(seed)
+        self.rng = np.random.default_rng()
         self.length = plan.values_per_ciphertext
         limit = plan.max_value // 8
-        self.parts = self.rng.integers(-limit, limit + 1, (parties, self.length))
-        self.honest = self.sealer.add([self.sealer.seal(part) for part in self.parts])
+        parts = self.rng.integers(-limit, limit + 1, (parties - 1, self.length))
+        self.expected = parts.sum(0)
+        self.others = self.sealer.add([self.sealer.seal(part) for part in parts])
+        self.all = self.sealer.add([self.others, self.sealer.seal(np.zeros(self.length, np.int64))])
 
-    def probe(self, slots: NDArray[np.complex128]) -> bytes:
-        """The segment (0, slots*scale): decrypted alone, slot j shows slots[j] * s(zeta_j)."""
-        ciphertext = chosen_ciphertext(self.plan, self.context, 0, 1, 1.0)
-        message = _encoded(self.context, slots, float(self.plan.scale))
-        seal.Evaluator(self.context).multiply_plain_inplace(ciphertext, message)
-        return join([save(ciphertext)])
-
-    def opened(self, segment: bytes) -> Integers | None:
-        """What the key room publishes of the honest total with this added; None: failed."""
+    def opened(self, *parts: bytes) -> Integers | None:
+        """What the key room would publish of the sum of these segments; None: failed."""
         try:
-            return self.opener.open(self.sealer.add([self.honest, segment]), self.length, self.parties)
+            return self.opener.open(self.sealer.add(parts), self.length, self.parties)
         except OpeningFailed:
             return None
 
-    def over_all_slots(self, t: float) -> bool:
-        return self.opened(self.probe(np.full(self.plan.slots, t, np.complex128))) is not None
+    def over_all_slots(self, t: float) -> Integers | None:
+        return self.opened(self.all, probe(self.plan, np.full(self.plan.slots, t, np.complex128)))
 
-    def over_one_slot(self, t: float) -> bool:
+    def over_one_slot(self, t: float) -> Integers | None:
         slots = np.zeros(self.plan.slots, np.complex128)
         slots[self.rng.integers(self.plan.slots)] = t
-        return self.opened(self.probe(slots)) is not None
+        return self.opened(self.others, probe(self.plan, slots))
 
 
-def probe_rates(plan: Plan, parties: int, keys: int, one_slot_trials: int) -> Iterator[ProbeRate]:
-    """Pass rates over fresh keys: all slots once a key and t, one slot ``one_slot_trials`` times a key and t."""
+def probe_rates(plan: Plan, parties: int, keys: int, slots: int) -> Iterator[ProbeRate]:
+    """Pass rates over fresh keys: all slots once a key and t, one slot ``slots`` times a key and t."""
     probers = [Prober(plan, parties) for _ in range(keys)]
-    rms = math.sqrt(plan.poly_modulus_degree / 3)  # of the real and of the imaginary part of s(zeta_j)
-    for t in (2.0**-16, 2.0**-12, 2.0**-10, 2.0**-8, 1.0, 2.0**8):
-        passed = sum(prober.over_all_slots(t) for prober in probers)
-        yield ProbeRate(parties, "all slots", t, keys, passed, t * rms)
-    for t in (2.0**-16, 2.0**-12, 2.0**-10, 2.0**-8, 2.0**-4, 1.0, 2.0**4, 2.0**8, 2.0**20):
-        passed = sum(prober.over_one_slot(t) for prober in probers for _ in range(one_slot_trials))
-        yield ProbeRate(parties, "one slot", t, keys * one_slot_trials, passed, t * rms)
+    for t in (2.0**-16, 2.0**-14, 2.0**-12, 1.0, 2.0**8):
+        results = [prober.over_all_slots(t) is not None for prober in probers]
+        yield ProbeRate(parties, "all slots", t, len(results), sum(results))
+    for t in (2.0**-8, 2.0**-4, 1.0, 2.0**8, 2.0**19):
+        results = [prober.over_one_slot(t) is not None for prober in probers for _ in range(slots)]
+        yield ProbeRate(parties, "one slot", t, len(results), sum(results))
 
 
 def main() -> None:
@@ -280,11 +295,12 @@ def main() -> None:
         published = "-" if row.published is None else f"{row.published:.3f}"
         print(f"{row.setting:42}{'yes' if row.dp_noise else 'no':>9}{row.raw:17.3f}{published:>14}")
     print("\nProbes (0, t*scale) added to an honest total: how often the key room's check passes them")
-    print(f"{'parties':>7}  {'where':10}{'t':>12}{'passed':>8}{'of':>7}{'rate':>9}{'rms of t*Re s':>15}")
+    print(f"{'parties':>7}  {'where':10}{'t':>12}{'t*rms s':>10}{'passed':>8}{'of':>7}{'rate':>9}")
+    rms = math.sqrt(2 * PLANS[0].poly_modulus_degree / 3)  # of |s(zeta_j)|
     for parties in (PARTIES, PLANS[0].max_parties):
-        for rate in probe_rates(PLANS[0], parties, keys=10, one_slot_trials=100):
+        for rate in probe_rates(PLANS[0], parties, keys=10, slots=100):
             counts = f"{rate.passed:8}{rate.trials:7}{rate.passed / rate.trials:9.4f}"
-            print(f"{rate.parties:7}  {rate.where:10}{rate.t:12.6g}{counts}{rate.shift:15.3g}")
+            print(f"{rate.parties:7}  {rate.where:10}{rate.t:12.6g}{rate.t * rms:10.3g}{counts}")
 
 
 if __name__ == "__main__":

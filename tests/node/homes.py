@@ -39,7 +39,9 @@ class Federation:
         return load_home(self.path(name), now)
 
 
-def make_federation(folder: Path, dial_only: tuple[str, ...] = (), plan: Plan | None = None, **change: Any) -> Federation:
+def make_federation(
+    folder: Path, dial_only: tuple[str, ...] = (), plan: Plan | None = None, **change: Any
+) -> Federation:
     """Four parties, from identities to joined homes; ``change`` goes into the manifest."""
     federation, plan = Federation(folder), plan or Plan()
     table = federation.table

@@ -57,7 +57,12 @@ def test_a_message_may_come_byte_by_byte_and_two_at_once() -> None:
                 assert message == {"kind": "a", "text": "å" * 50}
         assert channel.poll() is None
         os.write(write, data[-3:] + data)
-        assert [message and message["kind"] for message in (channel.poll() for _ in range(4))] == ["b", "a", "b", None]
+        assert [message and message["kind"] for message in (channel.poll() for _ in range(4))] == [
+            "b",
+            "a",
+            "b",
+            None,
+        ]
 
 
 def test_large_messages_pass_while_both_sides_write() -> None:
@@ -72,7 +77,12 @@ def test_large_messages_pass_while_both_sides_write() -> None:
 
     child = spawn(signal.SIGKILL, echo)
     theirs.close()
-    writer = threading.Thread(target=lambda: [ours.send("take", blob=blob) for _ in range(2)], daemon=True)
+
+    def ask() -> None:
+        for _ in range(2):
+            ours.send("take", blob=blob)
+
+    writer = threading.Thread(target=ask, daemon=True)
     writer.start()
     assert [ours.receive(30)["blob"] == blob for _ in range(2)] == [True, True]
     writer.join(30)
@@ -112,6 +122,17 @@ def test_a_peer_that_ends_in_the_middle_of_a_message_is_closed() -> None:
     with pytest.raises(ChannelClosedError):
         channel.receive()
     channel.close()
+
+
+def test_what_follows_a_message_is_left_for_who_reads_the_pipe_next() -> None:
+    """The key room's child of one round must not swallow what is said to the next round's."""
+    ours, theirs = Channel.pair()
+    for kind in ("close", "open", "open again"):
+        ours.send(kind, payload=bytes(10_000))
+    for kind in ("close", "open", "open again"):
+        assert Channel(theirs.read, None).receive(1)["kind"] == kind
+    ours.close()
+    theirs.close()
 
 
 def test_silence_is_not_waited_for_longer_than_asked() -> None:

@@ -1,4 +1,4 @@
-"""The grammar on the wire: what is valid comes through whole, all else is a RemoteProtocolError and nothing more."""
+"""The grammar on the wire: what is valid comes through whole, all else is a RemoteProtocolError."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from node.protocol.messages import Absent, Close, Fail, Finish, Joined, Message,
 from topology import Member, Roster
 
 NAMES = ("ada", "bo", "cy")
-IDENTITIES = {name: Identity(name, bytes([number]) * 32, b"c" * 32, b"b" * 32) for number, name in enumerate(NAMES)}
+SEEDS = {name: bytes([number]) * 32 for number, name in enumerate(NAMES)}
+IDENTITIES = {name: Identity(name, seed, b"c" * 32, b"b" * 32) for name, seed in SEEDS.items()}
 KEYS = {name: identity.card(None, 0).signing_key for name, identity in IDENTITIES.items()}
 MANIFEST, BASE, STATE = b"\x11" * 32, b"\x22" * 32, b"\x33" * 32
 CODEC = Codec(MANIFEST, Roster(tuple(map(Member, NAMES)), "ada"), KEYS, verify)
@@ -56,7 +57,7 @@ def encode(message: Message, sender: str = "bo", recipient: str = "ada") -> Fram
 
 def signed(header: object, signer: str = "bo", domain: str = "frame") -> bytes:
     """An envelope around any header at all, rightly signed: what a malicious member can make."""
-    packed = msgpack.packb(header, use_bin_type=True)
+    packed: bytes = msgpack.packb(header, use_bin_type=True)
     return IDENTITIES[signer].sign(domain, packed) + packed
 
 
@@ -151,7 +152,7 @@ def test_the_bytes_on_the_wire_never_change(message: Message) -> None:
 def test_the_header_of_a_link_is_29_bytes_that_never_change() -> None:
     wire = Wire(DATA, 0x0102030405060708, 0x1112131415161718, 0x21222324, 0x31323334, 0x41424344, (b"e", b"p"))
     head, *item = wire.parts()
-    assert head.hex() == "02" "0102030405060708" "1112131415161718" "21222324" "31323334" "41424344"
+    assert head.hex() == "0201020304050607081112131415161718212223243132333441424344"
     assert (len(head), item) == (29, [b"e", b"p"])
     assert Wire.parse(wire.parts()) == wire
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
+from keys import canaries
 from keys.ckks import Opener, generate_keys
 from keys.plan import Plan
 from node import enclave as room
@@ -32,6 +33,7 @@ PLAN = Plan()
 DRAWS, HALVES = 1, 3
 GENERATORS = ("random", "numpy", "torch")
 LENGTH = 12
+CANARY_KEY = b"k" * 32
 PATIENT = "4711"
 
 TASK = '''
@@ -93,7 +95,7 @@ class Node:
 
     def job(self, round_: int, check_seed: bytes | None = None, length: int = LENGTH) -> Enclave:
         model = Model(round_ - 1, np.zeros(length, np.float32))
-        return self.start("round", **round_job(model, round_, TRAIN, check_seed))
+        return self.start("round", **round_job(model, round_, TRAIN, check_seed, CANARY_KEY))
 
     def integers(self, round_: int) -> NDArray[np.int32]:
         """What one enclave's integers are, as the key room is told them."""
@@ -111,7 +113,9 @@ class Node:
 
 
 @contextmanager
-def running(home: Path, task: str = "chance:Chance", *, is_key_holder: bool = True, **options: Any) -> Iterator[Node]:
+def running(
+    home: Path, task: str = "chance:Chance", *, is_key_holder: bool = True, **options: Any
+) -> Iterator[Node]:
     """At this clip one grid step is 1.0, so that whole numbers come through as they are."""
     settings = EnclaveSettings(
         party="north",
@@ -256,7 +260,7 @@ def test_an_enclave_whose_relay_forgets_it_ends_too(tmp_path: Path) -> None:
 
 def _until_childless(parent: psutil.Process) -> None:
     deadline = time.monotonic() + 10
-    while parent.children():
+    while parent.children(recursive=True):
         assert time.monotonic() < deadline, "an enclave lives on"
         time.sleep(0.01)
 
@@ -272,7 +276,8 @@ def test_what_an_enclave_seals_is_what_it_reports_for_the_check_of_sums(tmp_path
         unasked = node.job(1)
         assert unasked.channel.receive(60)["fingerprint"] is None, "only where the check is asked for"
         unasked.end()
-    opened = Opener(PLAN, secret).open(sealed["ciphertexts"], LENGTH, 1)
+    marks = canaries.total([CANARY_KEY], PLAN, 0, 1)
+    opened = Opener(PLAN, secret).open(sealed["ciphertexts"], LENGTH, 1, marks)
     assert opened.any()
     assert trained["fingerprint"] == fingerprint(seed, opened, PLAN.segments(LENGTH))
 

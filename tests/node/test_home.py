@@ -90,8 +90,16 @@ BAD: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     "another card of the name": ("bo", _another_card, ("card of bo", "not the one in the manifest")),
     "a stranger's card": ("bo", _strangers_card, ("card of mallory", "not the one in the manifest")),
     "public key missing": ("bo", lambda path: (path / PUBLIC_KEY).unlink(), (PUBLIC_KEY, "cannot be read")),
-    "public key changed": ("bo", _change(PUBLIC_KEY), (PUBLIC_KEY, "not the public key whose digest all parties signed")),
-    "secret key missing": ("ada", lambda path: (path / SECRET_KEY).unlink(), ("key holder", SECRET_KEY, "missing")),
+    "public key changed": (
+        "bo",
+        _change(PUBLIC_KEY),
+        (PUBLIC_KEY, "not the public key whose digest all parties signed"),
+    ),
+    "secret key missing": (
+        "ada",
+        lambda path: (path / SECRET_KEY).unlink(),
+        ("key holder", SECRET_KEY, "missing"),
+    ),
     "unknown table": ("bo", _write("[dat]\ncsv = 1\n"), (SETTINGS, "[data]", "'dat'")),
     "a value for a table": ("bo", _write("data = 3\n"), (SETTINGS, "[data]", "'data'")),
     "unknown key": ("bo", _write('[network]\nbnd = "x:1"\n'), (SETTINGS, "bind", "bnd = 'x:1'")),

@@ -64,8 +64,7 @@ def test_every_line_is_signed_for_the_ledger_and_for_nothing_else(tmp_path: Path
 @pytest.mark.parametrize("signed", [True, False], ids=["signed", "chained only"])
 def test_any_changed_byte_is_refused_by_the_number_of_its_line(tmp_path: Path, signed: bool) -> None:
     path = tmp_path / "ledger.jsonl"
-    lines = written(path, signed=signed)
-    data = b"".join(lines)
+    data = b"".join(written(path, signed=signed)[:2])
     for at in range(len(data)):
         changed = bytearray(data)
         changed[at] ^= 1

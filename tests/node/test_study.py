@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import node
-from node.study import Aggregation, StudyError, check_options, new_study_text, parse_study, read_study
+from node.study import StudyError, check_options, new_study_text, parse_study, read_study
 
 MINIMAL = """
 [study]
@@ -39,6 +39,7 @@ def test_a_minimal_study_has_the_documented_defaults() -> None:
         "max_parties": 64,
         "min_hidden": 2,
         "allow_two_parties": False,
+        "max_openings": 100_000,
     }
     assert study.privacy.mode == "none"
     assert (study.deadlines.round_seconds, study.deadlines.join_seconds) == (120.0, 60.0)
@@ -59,12 +60,12 @@ def test_the_study_to_start_from_and_the_default_study_are_valid() -> None:
         ("aggregation", 'clip = "1"', 'aggregation.clip: expected a number above 0, came "1"'),
         ("aggregation", "clip = nan", "aggregation.clip: expected a number above 0, came NaN"),
         ("aggregation", "clip = true", "aggregation.clip: expected a number above 0, came true"),
-        ("aggregation", "value_bits = 15",
-         "aggregation.value_bits: expected a whole number from 4 to 14, came 15"),
+        ("aggregation", "value_bits = 25",
+         "aggregation.value_bits: expected a whole number from 4 to 24, came 25"),
         ("aggregation", "value_bits = 8.0",
-         "aggregation.value_bits: expected a whole number from 4 to 14, came 8.0"),
-        ("aggregation", "max_parties = 65",
-         "aggregation.max_parties: expected a whole number from 2 to 64, came 65"),
+         "aggregation.value_bits: expected a whole number from 4 to 24, came 8.0"),
+        ("aggregation", "max_parties = 1025",
+         "aggregation.max_parties: expected a whole number from 2 to 1024, came 1025"),
         ("aggregation", "min_hidden = 1", "aggregation.min_hidden: expected a whole number of at least 2, came 1"),
         ("aggregation", "min_hidden = 64", "aggregation: expected min_hidden below max_parties, came 64 and 64"),
         ("aggregation", 'weights = "size"', 'aggregation.weights: expected "examples" or "equal", came "size"'),
@@ -111,9 +112,12 @@ def test_two_parties_are_refused_for_want_of_a_local_dp_mode() -> None:
     assert "this version has none" in problem
 
 
-def test_the_largest_total_fits_a_digit_of_20_bits() -> None:
-    widest = Aggregation(max_parties=64, value_bits=14)
-    assert widest.max_parties * (2 ** (widest.value_bits - 1) - 1) < 2**19
+def test_sums_that_cannot_be_exact_are_refused_by_the_planner() -> None:
+    table = MINIMAL + "[aggregation]\nvalue_bits = 24\nmax_parties = "
+    assert parse_study(table + "256", "study.toml").aggregation.value_bits == 24
+    (problem,) = problems_of(table + "257")
+    assert problem.startswith("study.toml: aggregation: plan: sums over 257 parties of 24-bit values")
+    assert "at most 256 parties with 24 bits" in problem
 
 
 def test_a_file_that_is_no_study_is_one_line(tmp_path: Path) -> None:

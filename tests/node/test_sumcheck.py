@@ -69,8 +69,8 @@ def test_segment_by_segment_equals_the_whole_and_a_prefix_has_its_own(length: in
 
 @pytest.mark.parametrize("value", [LIMIT, -LIMIT])
 def test_the_largest_integers_do_not_overflow(value: int) -> None:
-    values = np.full(5000, value)
-    unit = inner_product(SEED, 0, np.ones(5000, np.int64))
+    values = np.full(20_000, value)
+    unit = inner_product(SEED, 0, np.ones(20_000, np.int64))
     assert inner_product(SEED, 0, values) == value * unit % MODULUS
 
 

@@ -201,10 +201,10 @@ def test_an_oversized_message_disconnects_its_sender_alone(world: World) -> None
     sender.send_multipart([b"x" * (MAX_MESSAGE - 100)])
     world.until(lambda: len(parent.came) == 2)
     events = sender.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    world.sockets.append(events)
     sender.send_multipart([b"x" * (MAX_MESSAGE + 1)])
     world.until(lambda: events.poll(0))
     sender.disable_monitor()
-    events.close()
     world.until(lambda: cy.transport.send("apex", [b"here"]))
     world.until(lambda: ("cy", [b"here"]) in parent.came)
     assert [(peer, len(parts[0])) for peer, parts in parent.came if peer == "bo"] == [("bo", MAX_MESSAGE - 100)]
@@ -216,7 +216,12 @@ def test_clients_without_curve_and_garbage_on_the_port_do_no_harm(world: World) 
     bo = connected(world, parent, "bo")
     for kind in (zmq.DEALER, zmq.REQ):
         world.plain_client(kind).send(b"without a key", zmq.NOBLOCK)
-    for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 5000, b"", b"\xff\0\0\0\0\0\0\0\1\x7f\3\0CURVE" + b"\xee" * 90):
+    for garbage in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff" * 5000,
+        b"",
+        b"\xff\0\0\0\0\0\0\0\1\x7f\3\0CURVE" + b"\xee" * 90,
+    ):
         with socket.create_connection(("127.0.0.1", world.port)) as plain:
             plain.sendall(garbage)
             world.a_while(0.05)

@@ -1,0 +1,162 @@
+"""Our own encryption on the bench: one party's update from floats to bytes, the sum, and back to floats.
+
+It times the steps of ``node/update.py`` that a round takes, in their order, segment by segment, with real
+canaries. What needs no data, the encryptions of zero that a node makes while its model trains, is timed
+apart: "offline".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from keys.canaries import KEY_BYTES
+from keys.ciphertexts import load_segment, make_context
+from keys.ckks import Opener, Sealer, generate_keys
+from keys.errors import WardtreeError
+from keys.packing import Integers
+from keys.plan import Plan
+from keys.planner import choose
+from node import update
+from node.bench.common import DISTINCT, SPREAD, Clock, digest, make_update, peak_memory_mb
+from node.protocol.messages import TRAIN
+
+PLANNED_PARTIES = 64
+CLIP = 6 * SPREAD
+
+
+class BenchError(WardtreeError):
+    """A benchmark that cannot be run."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One federation's keys, and a round key of canaries for each party.
+
+    As in a node, the zeros come from another process of the enclave by way of bytes; only the pipe is missing.
+    """
+
+    plan: Plan
+    mint: Sealer
+    sealer: Sealer
+    opener: Opener
+    canary_keys: tuple[bytes, ...]
+
+    @classmethod
+    def fresh(cls, plan: Plan, parties: int) -> Bench:
+        public, secret = generate_keys(plan)
+        keys = tuple(os.urandom(KEY_BYTES) for _ in range(parties))
+        return cls(plan, Sealer(plan, public), Sealer(plan, public), Opener(plan, secret), keys)
+
+    def protect(self, integers: Integers, party: int, clock: Clock) -> Iterator[bytes]:
+        """A party's segments; what sealing does not need the data for is timed as offline."""
+        zeros = b""
+        sealed = update.seal_segments(
+            integers, self.sealer, self.canary_keys[party], lambda sealer: sealer.take_zeros(zeros)
+        )
+        for segment in self.plan.segments(integers.size):
+            with clock.time("protect_offline"):
+                self.mint.stock(self.plan.ciphertexts(segment.stop - segment.start))
+                zeros = self.mint.give_zeros()
+            with clock.time("protect_online"):
+                ciphertexts = next(sealed)
+            yield ciphertexts
+
+
+def measure(
+    params: int, parties: int, value_bits: int = 14, *, repeats: int = 5, max_parties: int = PLANNED_PARTIES
+) -> dict[str, object]:
+    """Time a round's encryption; medians over ``repeats`` runs after a warm-up.
+
+    Args:
+        params: parameters of the update.
+        parties: how many parties' encrypted updates are summed and opened.
+        value_bits: bits of one party's signed integer.
+        repeats: timed runs, at least 1.
+        max_parties: what the plan is made for; at least ``parties``.
+
+    Returns:
+        Seconds ``NAME_s`` of wall and ``NAME_cpu_s`` of processor time: ``protect_online`` and
+        ``protect_offline`` of one party, ``add`` of all parties' updates from bytes to bytes, ``add_two`` of two
+        updates in memory, ``open`` from the total's bytes to the next model's floats. ``peak_memory_mb`` is this
+        process's, imports included, when one party has protected its update. ``exact``: every total was the
+        sum of the integers, bit for bit.
+
+    Raises:
+        BenchError: too few parties, parameters or repeats.
+        PlanError: no plan is exact for these.
+    """
+    for name, value in (("params", params), ("parties", parties), ("repeats", repeats)):
+        if value < 1:
+            raise BenchError(f"bench: {name} should be at least 1, came {value}")
+    plan = choose(max(parties, max_parties), value_bits, params)
+    bench = Bench.fresh(plan, parties)
+    values = make_update(params)
+    grid = update.Grid(CLIP, plan)
+    clock = Clock()
+    clock.runs.append({})
+    for _ in bench.protect(update.quantise(values.astype(np.float64), grid, 1.0), 0, clock):
+        pass  # a node keeps a window of segments, not the update
+    peak = peak_memory_mb()
+    clock.runs.clear()
+
+    exact, error, upload_bytes = True, 0.0, 0
+    for _ in clock.runs_after_warm_up(repeats):
+        integers = []
+        for _ in range(min(parties, DISTINCT)):
+            with clock.time("quantise"):
+                integers.append(update.quantise(values.astype(np.float64), grid, 1.0))
+        upload_bytes, staged = _round(bench, integers, clock)
+        with clock.time("open"):
+            names = [str(party) for party in range(parties)]
+            empty = update.Model(0, np.zeros(params, np.float32))
+            weights = dict.fromkeys(names, 1)
+            model = update.apply(empty, 1, TRAIN, staged, names, weights, None, grid)
+        total = np.sum([integers[party % DISTINCT] for party in range(parties)], axis=0)
+        exact &= bool(np.array_equal(np.frombuffer(b"".join(staged), "<i4"), total))
+        error = max(error, float(np.abs(model.parameters - values).max()))
+        sample = clock.runs[-1]
+        quantised = sample.pop("quantise") / len(integers)
+        sample["protect_online"] = sample["protect_online"] / parties + quantised
+        sample["protect_offline"] = sample["protect_offline"] / parties
+    return clock.medians() | {
+        "params": params,
+        "parties": parties,
+        "value_bits": value_bits,
+        "max_parties": plan.max_parties,
+        "bytes_per_param": upload_bytes / params,
+        "upload_bytes": upload_bytes,
+        "exact": exact,
+        "largest_error": error,
+        "peak_memory_mb": peak,
+        "core_share": clock.core_share,
+        "repeats": repeats,
+        "update_sha256": digest(values),
+        "plan": plan.to_dict(),
+    }
+
+
+def _round(bench: Bench, integers: list[Integers], clock: Clock) -> tuple[int, list[bytes]]:
+    """Protect, add and open, segment by segment: one party's bytes, and the published totals."""
+    context = make_context(bench.plan)
+    evaluator = bench.sealer._evaluator
+    parties = [
+        bench.protect(integers[party % DISTINCT], party, clock) for party in range(len(bench.canary_keys))
+    ]
+    upload_bytes, staged = 0, []
+    for number, segment in enumerate(bench.plan.segments(integers[0].size)):
+        parts = tuple(next(party) for party in parties)
+        upload_bytes += len(parts[0])
+        with clock.time("add"):
+            total = update.merge(bench.sealer, parts)
+        left, right = (load_segment(part, bench.plan, context) for part in (parts[0], parts[-1]))
+        with clock.time("add_two"):
+            for into, other in zip(left, right, strict=True):
+                evaluator.add_inplace(into, other)
+        with clock.time("open"):
+            length = segment.stop - segment.start
+            staged.append(update.open_total(bench.opener, total, number, bench.canary_keys, None, length))
+    return upload_bytes, staged
