@@ -19,6 +19,7 @@ from keys.errors import WardtreeError
 from keys.plan import Plan
 
 MAX_CIPHERTEXT_BYTES = 1 << 20
+_LEVELS = {128: sealapi.SEC_LEVEL_TYPE.TC128, 192: sealapi.SEC_LEVEL_TYPE.TC192}
 
 
 class CiphertextError(WardtreeError):
@@ -61,7 +62,7 @@ def make_context(plan: Plan) -> sealapi.SEALContext:
     parameters = sealapi.EncryptionParameters(sealapi.SCHEME_TYPE.CKKS)
     parameters.set_poly_modulus_degree(plan.poly_modulus_degree)
     parameters.set_coeff_modulus(sealapi.CoeffModulus.Create(plan.poly_modulus_degree, list(plan.prime_bits)))
-    context = sealapi.SEALContext(parameters, True, sealapi.SEC_LEVEL_TYPE.TC128)
+    context = sealapi.SEALContext(parameters, True, _LEVELS[plan.security])
     if not context.parameters_set():
         raise CiphertextError(f"SEAL refuses the plan: {context.parameters_error_message()}")
     return context
@@ -120,9 +121,7 @@ def _split(data: bytes, plan: Plan) -> list[bytes]:
     return blobs
 
 
-def chosen_ciphertext(
-    plan: Plan, context: sealapi.SEALContext, c0: int, c1: int, scale: float
-) -> sealapi.Ciphertext:
+def chosen_ciphertext(plan: Plan, context: sealapi.SEALContext, c0: int, c1: int, scale: float) -> sealapi.Ciphertext:
     """The ciphertext with constant polynomials (c0, c1), written in SEAL's own format.
 
     Whoever decrypts (0, 1) reads the secret key: the key room does it to learn its own noise, and tests do

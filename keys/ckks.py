@@ -227,7 +227,7 @@ class Opener:
             self._noise.fits(opened.residuals, contributors)
             and np.array_equal(opened.canaries, expected)
             and not opened.values[length:].any()
-            and int(np.abs(opened.values).max()) <= contributors * self.plan.max_value
+            and int(np.abs(opened.values).max()) <= contributors * self.plan.max_value + self.plan.max_noise
         )
         if not honest:
             raise OpeningFailed

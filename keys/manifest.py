@@ -222,9 +222,7 @@ def check_time(manifest: Manifest, now: datetime) -> None:
 def check_successor(old: Manifest, new: Manifest) -> None:
     """Raises ManifestError unless ``new`` is the version right after ``old`` in the same federation."""
     if new.federation != old.federation:
-        raise ManifestError(
-            f"manifest: expected the federation {old.federation}, came another one, {new.federation}"
-        )
+        raise ManifestError(f"manifest: expected the federation {old.federation}, came another one, {new.federation}")
     if new.version <= old.version:
         raise ManifestError(f"manifest: rollback refused: version {old.version} is in force, came {new.version}")
     if new.version != old.version + 1:
@@ -245,9 +243,7 @@ def _check_values(manifest: Manifest) -> None:
     if manifest.previous is not None:
         unhex(manifest.previous, 32, "manifest: previous")
     if parse_time(manifest.created) >= parse_time(manifest.expires):
-        raise ManifestError(
-            f"manifest: expected a time after {manifest.created} as expires, came {manifest.expires}"
-        )
+        raise ManifestError(f"manifest: expected a time after {manifest.created} as expires, came {manifest.expires}")
     for what, names in (("sandbox_gaps", manifest.sandbox_gaps), ("debug", manifest.debug)):
         if not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
             raise ManifestError(f"manifest: {what}: expected names of a-z, 0-9 and '-', came others")
@@ -260,9 +256,7 @@ def _check_values(manifest: Manifest) -> None:
     # Whoever reviews must see what they sign: no character may hide or reorder others on a terminal.
     texts = itertools.chain([manifest.study], manifest.plan, manifest.plan.values())
     if hidden := next((each for text in texts for each in str(text) if _is_hidden(each)), None):
-        raise ManifestError(
-            f"manifest: expected plain text in study and plan, came the character U+{ord(hidden):04X}"
-        )
+        raise ManifestError(f"manifest: expected plain text in study and plan, came the character U+{ord(hidden):04X}")
 
 
 def _check_roster(manifest: Manifest) -> None:

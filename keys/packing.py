@@ -58,9 +58,7 @@ def pack(values: Integers, plan: Plan, canaries: Integers | None = None) -> Slot
         raise PackingError("there is nothing to pack")
     count = plan.ciphertexts(values.size)
     if canaries is not None and canaries.shape != (count, plan.canary_digits):
-        raise PackingError(
-            f"canaries of shape ({count}, {plan.canary_digits}) were expected, came {canaries.shape}"
-        )
+        raise PackingError(f"canaries of shape ({count}, {plan.canary_digits}) were expected, came {canaries.shape}")
     for part in (values, canaries):
         if part is not None and int(np.abs(part).max()) > plan.max_value:
             raise PackingError(f"an integer exceeds the {plan.value_bits} bits that the plan gives one party")

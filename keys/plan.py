@@ -39,6 +39,11 @@ class PlanError(WardtreeError):
     """The CKKS plan cannot give exact sums."""
 
 
+def canaries_for(value_bits: int) -> int:
+    """Digits for CANARY_BITS bits of canaries: each is one of 2^value_bits - 1 values."""
+    return math.ceil(CANARY_BITS / math.log2((1 << value_bits) - 1))
+
+
 def least_scale(ring: int, parties: int) -> int:
     """The smallest scale that keeps sums of ``parties`` exact: 20 N sqrt(parties), at N=8192 25."""
     return math.isqrt((NOISE_FACTOR[ring] * ring) ** 2 * parties - 1) + 1
@@ -96,9 +101,7 @@ class Plan:
     def __post_init__(self) -> None:
         limits = SECURITY_BITS.get(self.security)
         if limits is None:
-            raise PlanError(
-                f"plan: a security level of {self.security} bits is not one of {sorted(SECURITY_BITS)}"
-            )
+            raise PlanError(f"plan: a security level of {self.security} bits is not one of {sorted(SECURITY_BITS)}")
         limit = limits.get(self.poly_modulus_degree)
         if limit is None:
             raise PlanError(f"plan: ring degree {self.poly_modulus_degree} is not one of {sorted(limits)}")
@@ -130,10 +133,10 @@ class Plan:
         if self.digits * self.digit_bits > sys.float_info.mant_dig:
             limit = sys.float_info.mant_dig
             raise PlanError(f"plan: {self.digits} digits of {self.digit_bits} bits exceed float64's {limit}")
-        if self.canary_digits * self.value_bits < CANARY_BITS or self.values_per_ciphertext < 1:
+        if self.canary_digits < canaries_for(self.value_bits) or self.values_per_ciphertext < 1:
             raise PlanError(
-                f"plan: {self.canary_digits} canary digits of {self.value_bits} bits are fewer than "
-                f"{CANARY_BITS} bits"
+                f"plan: {self.canary_digits} canary digits of {self.value_bits} bits are fewer than the "
+                f"{canaries_for(self.value_bits)} that {CANARY_BITS} bits of canaries need"
             )
         if self.digit_bits > PUBLISHED_BITS:
             raise PlanError(

@@ -18,7 +18,6 @@ from fractions import Fraction
 
 from keys.noise import MAX_RESIDUAL, WORST_SLOT
 from keys.plan import (
-    CANARY_BITS,
     DATA_PRIME_BITS,
     PUBLISHED_BITS,
     SECURITY_BITS,
@@ -26,6 +25,7 @@ from keys.plan import (
     VALUE_BITS,
     Plan,
     PlanError,
+    canaries_for,
     least_prime_bits,
     least_scale,
     packed,
@@ -164,7 +164,7 @@ def _exact_plans(
     """The smallest exact plan of every ring and number of digits."""
     total = max_parties * ((1 << (value_bits - 1)) - 1) + max_noise
     digit_bits = total.bit_length() + 1
-    canaries = -(-CANARY_BITS // value_bits)
+    canaries = canaries_for(value_bits)
     if digit_bits > PUBLISHED_BITS:
         return
     for ring, sizes in SAVED_BYTES.items():

@@ -62,8 +62,7 @@ def compare(
     federated = _Course(list(models), rounds_with(statistics, len(tasks)))
     pooled = _train(everyone, first.initial(), rounds, rounds_with(everyone.statistics(), len(tasks)))
     local = {
-        party: _train(task, task.initial(), rounds, rounds_with(task.statistics(), 1))
-        for party, task in tasks.items()
+        party: _train(task, task.initial(), rounds, rounds_with(task.statistics(), 1)) for party, task in tasks.items()
     }
     hospitals = {
         party: {
@@ -131,9 +130,7 @@ def _notes(hospitals: Mapping[str, Any], together: Mapping[str, Figures], best: 
         ]
         patients = f"its own {own['n']:.0f} held-out patients ({own['prevalence']:.0%} ill)"
         if better:
-            notes.append(
-                f"{party}: its own model is better than the federated one on {patients}: {', '.join(better)}."
-            )
+            notes.append(f"{party}: its own model is better than the federated one on {patients}: {', '.join(better)}.")
         if "auc" not in own:
             notes.append(f"{party}: {patients} are all of one class, so there is no AUC.")
     fewest = min(models["own_patients"]["local"]["n"] for models in hospitals.values())

@@ -55,9 +55,7 @@ class LiveView:
     def __enter__(self) -> Self:
         if self._console.is_terminal:
             # Nodes are forked while this is on: no thread, and their streams stay what they are.
-            self._live = Live(
-                console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
-            )
+            self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
             self._live.start()
         return self
 

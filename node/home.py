@@ -108,9 +108,7 @@ def load_home(path: Path, now: datetime) -> Home:
     manifest = ceremony.verify(path / ceremony.MANIFEST, now)
     card = ceremony.read_card(path / ceremony.CARD)
     if card.name not in manifest.names or manifest.card(card.name) != card:
-        raise HomeError(
-            f"{path}: the card of {card.name} is not the one in the manifest; join with your own manifest"
-        )
+        raise HomeError(f"{path}: the card of {card.name} is not the one in the manifest; join with your own manifest")
     plan = Plan.from_dict(manifest.plan)
     if len(manifest.cards) > plan.max_parties:
         raise HomeError(
@@ -178,9 +176,7 @@ def lock_home(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise HomeError(
-            f"{path}: another node is running from this home; two nodes need two identities"
-        ) from error
+        raise HomeError(f"{path}: another node is running from this home; two nodes need two identities") from error
     return descriptor
 
 

@@ -88,9 +88,7 @@ def _serve_round(
             relay.send("refused", round=request["round"], segment=request["segment"])
             continue
         seconds = time.perf_counter() - began
-        relay.send(
-            "opened", round=request["round"], segment=request["segment"], integers=integers, seconds=seconds
-        )
+        relay.send("opened", round=request["round"], segment=request["segment"], integers=integers, seconds=seconds)
 
 
 def _next_request(relay: Channel) -> dict[str, Any] | None:

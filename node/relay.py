@@ -328,9 +328,7 @@ class Relay:
         state = self.keeper.apply(command)
         self._stage_time("apply", watch.seconds)
         if command.state not in (None, state):
-            self._stop(
-                f"round {command.round}: the model here differs from the key holder's after the same totals"
-            )
+            self._stop(f"round {command.round}: the model here differs from the key holder's after the same totals")
             return
         contributors = sorted(command.contributors)
         self.ledger.append(

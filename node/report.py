@@ -359,9 +359,7 @@ def _all_patients(results: Report) -> Table:
 
 def together(results: Report) -> list[tuple[str, Mapping[str, float]]]:
     """(model, figures) on everyone's held-out patients together; the local-only models from the best AUC down."""
-    local = [
-        (f"{name}, local only", models["all_patients"]["local"]) for name, models in results["hospitals"].items()
-    ]
+    local = [(f"{name}, local only", models["all_patients"]["local"]) for name, models in results["hospitals"].items()]
     local.sort(key=lambda each: -(each[1].get("auc") or 0.0))
     return [
         ("federated", results["together"]["federated"]),

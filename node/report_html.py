@@ -58,9 +58,7 @@ def _summary(report: Report) -> str:
         "wardtree": report["wardtree"],
     }
     listed = "".join(f"<div><dt>{escape(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in facts.items())
-    debug = "".join(
-        f'<p class="debug"><strong>A debug mode was on.</strong> {_text(d)}</p>' for d in report["debug"]
-    )
+    debug = "".join(f'<p class="debug"><strong>A debug mode was on.</strong> {_text(d)}</p>' for d in report["debug"])
     return (
         f"<header><p>wardtree, a run on one machine</p><h1>{_text(report['study'])}</h1>"
         f'<p class="verdict {"ok" if report["ok"] else "bad"}">{_text(verdict(report))}</p></header>'
@@ -150,9 +148,7 @@ def _rounds(report: Report) -> str:
         for entry in report["rounds_detail"]
     ]
     headers = ["round", "purpose", "contributors", "left out", "segments", "seconds"]
-    return (
-        _section("Rounds", [_table("Every round that was closed", headers, rows, text_columns=4)]) if rows else ""
-    )
+    return _section("Rounds", [_table("Every round that was closed", headers, rows, text_columns=4)]) if rows else ""
 
 
 def _trouble(report: Report) -> str:
@@ -219,9 +215,7 @@ def _table(
     group: int = 1,
 ) -> str:
     """A table whose first cells are row headers, each over ``group`` rows; columns after the text hold numbers."""
-    head = "".join(
-        f'<th scope="col"{_align(i, text_columns)}>{_text(name)}</th>' for i, name in enumerate(headers)
-    )
+    head = "".join(f'<th scope="col"{_align(i, text_columns)}>{_text(name)}</th>' for i, name in enumerate(headers))
     body = []
     for index, row in enumerate(rows):
         first = f'<th scope="row" rowspan="{group}">{_text(row[0])}</th>' if index % group == 0 else ""

@@ -162,9 +162,7 @@ def tree_picture(report: Report) -> str:
             special = f"{role}\n" if role in markers else ""
             if named or special:
                 label = special + (name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…")
-                axes.annotate(
-                    label, (x, y), (0, -8), textcoords="offset points", ha="center", va="top", fontsize=11
-                )
+                axes.annotate(label, (x, y), (0, -8), textcoords="offset points", ha="center", va="top", fontsize=11)
         axes.axvline(0.5, color=_INK, linestyle=":", linewidth=1)
         axes.set_xlim(-0.5, depth + 0.5)
         axes.set_ylim(rows - 0.3, -0.5)

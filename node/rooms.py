@@ -99,9 +99,7 @@ class Template:
         self._starting.popleft().started(descriptors[0])
 
 
-def round_job(
-    model: Model, round_: int, purpose: str, check_seed: bytes | None, canary_key: bytes
-) -> dict[str, Any]:
+def round_job(model: Model, round_: int, purpose: str, check_seed: bytes | None, canary_key: bytes) -> dict[str, Any]:
     """The fields of a round's job; ``enclave.model_from`` reads them."""
     return {
         "round": round_,

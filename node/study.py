@@ -25,9 +25,7 @@ class StudyError(WardtreeError):
 class Heading(Settings):
     """``[study]``."""
 
-    name: str = Field(
-        pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,80}$", description="a name of 1 to 80 characters on one line"
-    )
+    name: str = Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,80}$", description="a name of 1 to 80 characters on one line")
     rounds: int = Field(ge=1, le=10_000, description="a whole number from 1 to 10000")
     # The upper end is what scikit-learn and torch take alike.
     seed: int = Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")
@@ -67,9 +65,7 @@ class Aggregation(Settings):
     @model_validator(mode="after")
     def _someone_to_hide_among(self) -> "Aggregation":
         if self.min_hidden >= self.max_parties:
-            raise ValueError(
-                f"expected min_hidden below max_parties, came {self.min_hidden} and {self.max_parties}"
-            )
+            raise ValueError(f"expected min_hidden below max_parties, came {self.min_hidden} and {self.max_parties}")
         return self
 
     @model_validator(mode="after")

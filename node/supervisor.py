@@ -22,9 +22,7 @@ from node.process import name_process, reap, spawn
 from node.telemetry import Telemetry
 
 
-def run_node(
-    path: Path, passphrase: Callable[[], str], channel: Channel | None, options: Options | None = None
-) -> int:
+def run_node(path: Path, passphrase: Callable[[], str], channel: Channel | None, options: Options | None = None) -> int:
     """Run one node from its home until the study ends.
 
     Args:
@@ -56,9 +54,7 @@ def run_node(
         os.close(lock)
 
 
-def _run(
-    home: Home, passphrase: Callable[[], str], telemetry: Telemetry, options: Options, children: list[int]
-) -> int:
+def _run(home: Home, passphrase: Callable[[], str], telemetry: Telemetry, options: Options, children: list[int]) -> int:
     # What each room imports stays out of this process: the rooms are forked from it.
     control, template_control = socket.socketpair()
     keyroom_jobs, template_jobs = socket.socketpair() if home.is_key_holder else (None, None)
@@ -69,9 +65,7 @@ def _run(
     relay_end: Channel | None = None
     if keyroom_jobs:
         relay_end, keyroom_end = Channel.pair()
-        children.append(
-            spawn(signal.SIGKILL, _keyroom, home, secret, keyroom_end, keyroom_jobs, relay_end, sockets)
-        )
+        children.append(spawn(signal.SIGKILL, _keyroom, home, secret, keyroom_end, keyroom_jobs, relay_end, sockets))
         keyroom_end.close()
     relay = spawn(signal.SIGKILL, _relay, home, secret, control, relay_end, telemetry, options, sockets)
     children.append(relay)
@@ -92,9 +86,7 @@ def _close_others(sockets: list[socket.socket], keep: tuple[socket.socket | None
             end.close()
 
 
-def _template(
-    home: Home, control: socket.socket, jobs: socket.socket | None, sockets: list[socket.socket]
-) -> None:
+def _template(home: Home, control: socket.socket, jobs: socket.socket | None, sockets: list[socket.socket]) -> None:
     _close_others(sockets, (control, jobs))
     from node.enclave import EnclaveSettings, run_template
 

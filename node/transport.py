@@ -24,6 +24,7 @@ DOMAIN = "wardtree"
 MAX_MESSAGE = 4 << 20
 HANDSHAKE_MS, HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 5_000, 15_000
 REDIAL_SECONDS = 1.0
+PATIENT_FAILURES = 5
 _MONITORED = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -114,6 +115,7 @@ class Transport:
         self._dealer: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
         self._redial_at: float | None = None
+        self._failures = 0
         if parent:
             self._dial(parent)
 
@@ -264,9 +266,12 @@ class Transport:
                 connected = True
                 continue
             self._redial_at = time.monotonic() + REDIAL_SECONDS
-            if event["event"] != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:  # that one is a parent that just ends
+            self._failures += 1
+            # Without detail it may be a parent that is just starting or ending; a wrong key looks the same.
+            if event["event"] != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._failures == PATIENT_FAILURES:
                 assert self._parent is not None
-                self._log(self._parent.name, "a CURVE handshake", "a refusal: is our key on its manifest?")
+                self._log(self._parent.name, "a CURVE handshake", "a refusal: do both sides have one manifest?")
+        self._failures = 0 if connected else self._failures
         return connected
 
     def _authenticate(self) -> None:

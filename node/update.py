@@ -56,7 +56,7 @@ class Model:
         """32 bytes that name this state under this manifest."""
         sha = hashlib.sha256(b"wardtree/state/1\0" + manifest)
         sha.update(self.round.to_bytes(8, "big", signed=True) + self.parties.to_bytes(8, "big"))
-        sha.update(b"" if self.statistics is None else self.statistics.astype("<f8").tobytes())
+        sha.update(b"none" if self.statistics is None else b"sums" + self.statistics.astype("<f8").tobytes())
         sha.update(b"\0model\0" + self.parameters.astype("<f4").tobytes())
         return sha.digest()
 

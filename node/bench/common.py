@@ -58,7 +58,7 @@ class Clock:
 
     def medians(self) -> dict[str, float]:
         """Seconds, the medians over the runs: ``NAME_s`` wall, ``NAME_cpu_s`` processor."""
-        result = {}
+        result: dict[str, float] = {}
         for name in self.runs[0]:
             wall, processor = np.median([run[name] for run in self.runs], axis=0)
             result |= {f"{name}_s": float(wall), f"{name}_cpu_s": float(processor)}

@@ -143,9 +143,7 @@ def _round(bench: Bench, integers: list[Integers], clock: Clock) -> tuple[int, l
     """Protect, add and open, segment by segment: one party's bytes, and the published totals."""
     context = make_context(bench.plan)
     evaluator = bench.sealer._evaluator
-    parties = [
-        bench.protect(integers[party % DISTINCT], party, clock) for party in range(len(bench.canary_keys))
-    ]
+    parties = [bench.protect(integers[party % DISTINCT], party, clock) for party in range(len(bench.canary_keys))]
     upload_bytes, staged = 0, []
     for number, segment in enumerate(bench.plan.segments(integers[0].size)):
         parts = tuple(next(party) for party in parties)

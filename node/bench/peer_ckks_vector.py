@@ -24,9 +24,7 @@ def main() -> None:
     secret = ts.context(ts.SCHEME_TYPE.CKKS, options.degree, coeff_mod_bit_sizes=primes)
     secret.global_scale = 2.0**scale_bits
     public = ts.context_from(
-        secret.serialize(
-            save_public_key=True, save_secret_key=False, save_galois_keys=False, save_relin_keys=False
-        )
+        secret.serialize(save_public_key=True, save_secret_key=False, save_galois_keys=False, save_relin_keys=False)
     )
     update = make_update(options.params)
     clock = Clock()

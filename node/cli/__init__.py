@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from keys.errors import WardtreeError
-from node.cli import ceremony, local, node, plan, study
+from node.cli import bench, ceremony, local, node, plan, study
 from topology import TopologyError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("local")(local.local)
 app.command("node")(node.node)
 app.command("plan")(plan.plan)
+app.add_typer(bench.app, name="bench")
 app.add_typer(ceremony.app, name="ceremony")
 app.add_typer(study.app, name="study")
 
@@ -41,9 +42,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     pass
 

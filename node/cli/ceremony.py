@@ -67,9 +67,7 @@ def card(
     _tell(ceremony.make_card(home, passphrase, endpoint, examples, out), as_json)
 
 
-@app.command(
-    epilog="Example: [bold]wardtree ceremony key --home uppsala --study study.toml --out public.key[/bold]"
-)
+@app.command(epilog="Example: [bold]wardtree ceremony key --home uppsala --study study.toml --out public.key[/bold]")
 def key(
     home: Home,
     study: Annotated[Path, typer.Option(help="The study, for its precision and number of parties.")],
@@ -149,9 +147,7 @@ def verify(
         typer.echo(json.dumps({"digest": checked.digest, "version": checked.version, "names": checked.names}))
     else:
         names = ", ".join(checked.names)
-        typer.echo(
-            f"{manifest}: version {checked.version}, signed by all of {names}, valid until {checked.expires}"
-        )
+        typer.echo(f"{manifest}: version {checked.version}, signed by all of {names}, valid until {checked.expires}")
 
 
 @app.command(epilog="Example: [bold]wardtree ceremony join --home uppsala --public-key public.key "

@@ -53,9 +53,7 @@ def local(
     seed: Annotated[int | None, typer.Option(help="The seed, instead of the study's.", min=0)] = None,
     task: Annotated[str | None, typer.Option(help='"synthetic": no data, no torch, for load and scale.')] = None,
     params: Annotated[int, typer.Option(help="Parameters of the synthetic task.", min=1)] = 10_000,
-    out: Annotated[
-        Path | None, typer.Option(help="The run's folder, new or empty; default: runs/NAME-DATE.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder, new or empty; default: runs/NAME-DATE.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
     """Run a whole tree of hospitals on this machine: real processes, real sockets, a real key ceremony.
@@ -79,8 +77,7 @@ def local(
     checked = parse_study(text, source)
     tables, key_holder = _parties(checked.task.class_name, study, data, parties)
     folder = (
-        out
-        or Path("runs") / f"{re.sub(r'[^a-z0-9]+', '-', checked.name.lower())}-{time.strftime('%Y%m%d-%H%M%S')}"
+        out or Path("runs") / f"{re.sub(r'[^a-z0-9]+', '-', checked.name.lower())}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
     federation = Federation(text, checked, tables, key_holder, folder.resolve())
     if len(tables) > (os.cpu_count() or 1) // 2:

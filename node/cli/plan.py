@@ -65,9 +65,7 @@ def parse_count(text: str) -> int:
             return int(number)
     except InvalidOperation:
         pass
-    raise PlanError(
-        f"--params: a whole number from 1 to {MAX_PARAMETERS} such as 11e6 was expected, came {text!r}"
-    )
+    raise PlanError(f"--params: a whole number from 1 to {MAX_PARAMETERS} such as 11e6 was expected, came {text!r}")
 
 
 def _table(chosen: Plan, explained: Explanation, parameters: int) -> Table:

@@ -102,9 +102,7 @@ class Expired:
     timer: str
 
 
-Event = (
-    Ready | Received | Room | Sealed | Contributed | OwnLost | Merged | Opened | OpeningRefused | Applied | Expired
-)
+Event = Ready | Received | Room | Sealed | Contributed | OwnLost | Merged | Opened | OpeningRefused | Applied | Expired
 
 # ---- commands -------------------------------------------------------------------------------------------
 

@@ -45,9 +45,7 @@ def load_task(name: str, setup: Setup) -> Task:
         raise
     except Exception as error:
         # Only the type: the text of a stranger's exception may quote a patient's values.
-        raise TaskError(
-            f"{setup.party}: task {name}: loading the data failed with {type(error).__name__}"
-        ) from error
+        raise TaskError(f"{setup.party}: task {name}: loading the data failed with {type(error).__name__}") from error
     for attribute in ("examples", "parameters"):
         value = getattr(task, attribute, None)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -39,9 +39,7 @@ class Target(Settings):
 class Feature(Settings):
     """A number within ``range`` (outside: missing), or a category of ``levels``."""
 
-    range: list[float] | None = Field(
-        default=None, min_length=2, max_length=2, description="two numbers, [low, high]"
-    )
+    range: list[float] | None = Field(default=None, min_length=2, max_length=2, description="two numbers, [low, high]")
     levels: list[str] | None = Field(default=None, min_length=2, description="a list of two or more texts")
 
     @model_validator(mode="after")

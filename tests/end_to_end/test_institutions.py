@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from keys import ceremony
 from keys.vault import FAST
@@ -125,9 +124,7 @@ def test_the_ceremony_typed_by_hand_and_three_nodes_to_one_model(tmp_path: Path)
     assert "umea" in short.stderr
     assert "uppsala" in short.stderr
     assert not manifest.exists()
-    combined = wardtree(
-        "ceremony", "combine", "--proposal", tmp_path / "proposal.json", "--out", manifest, *signatures
-    )
+    combined = wardtree("ceremony", "combine", "--proposal", tmp_path / "proposal.json", "--out", manifest, *signatures)
     assert combined.returncode == 0, combined.stderr
     for name in NAMES:
         joining = ("--home", tmp_path / name, "--public-key", tmp_path / "public.key", manifest)

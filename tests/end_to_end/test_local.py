@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
-from node.record import Record
 from node.model_keeper import load_model
+from node.record import Record
 from tests.end_to_end.commands import FULL, descendants, names_below, start, wait_until, wardtree
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,11 +34,11 @@ def test_one_changed_integer_in_one_node_is_noticed(tmp_path: Path, monkeypatch:
     """Every process of the federation is forked from this one, so a patch here is in all of them."""
     honest = update.seal_segments
 
-    def tampering(integers: np.ndarray[tuple[int], np.dtype[np.int64]], sealer: Sealer, key: bytes) -> Iterator[bytes]:
+    def tampering(integers: np.ndarray[tuple[int], np.dtype[np.int64]], sealer: Sealer, *rest: Any) -> Iterator[bytes]:
         changed = integers.copy()
         if Path(f"/proc/{os.getpid()}/comm").read_text().strip() == "enclave party-02"[:15]:
             changed[12_345] += 1 if changed[12_345] < 0 else -1
-        return honest(changed, sealer, key)
+        return honest(changed, sealer, *rest)
 
     monkeypatch.setattr(update, "seal_segments", tampering)
     fed = federation(tmp_path / "run")

@@ -151,9 +151,7 @@ class Outcome:
 
 def updates(length: int, dp_noise: bool, limit: int, rng: np.random.Generator) -> Integers:
     """Quantised updates of all parties, shape (PARTIES, length), if wanted with discrete Gaussian noise added."""
-    integers = np.rint(np.clip(rng.normal(0, limit / 8, (PARTIES, length)), -limit / 2, limit / 2)).astype(
-        np.int64
-    )
+    integers = np.rint(np.clip(rng.normal(0, limit / 8, (PARTIES, length)), -limit / 2, limit / 2)).astype(np.int64)
     if dp_noise:
         support = np.arange(-math.ceil(10 * DP_SIGMA), math.ceil(10 * DP_SIGMA) + 1)
         weights = np.exp(-(support**2) / (2 * DP_SIGMA**2))

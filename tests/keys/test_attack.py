@@ -43,9 +43,7 @@ def test_raw_decryptions_give_the_key_and_published_integers_do_not(plan: Plan, 
 
 @pytest.mark.parametrize("dp_noise", [False, True], ids=["no noise", "DP noise"])
 @pytest.mark.parametrize("setting", CKKS_VECTORS, ids=lambda setting: f"N={setting[0]}")
-def test_two_totals_of_ckks_vector_give_the_key(
-    setting: tuple[int, tuple[int, ...], float], dp_noise: bool
-) -> None:
+def test_two_totals_of_ckks_vector_give_the_key(setting: tuple[int, tuple[int, ...], float], dp_noise: bool) -> None:
     assert attack_ckks_vector(*setting, dp_noise).raw == 1.0
 
 

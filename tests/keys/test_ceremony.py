@@ -290,9 +290,7 @@ def test_a_successor_is_installed_and_a_rollback_refused(table: Table) -> None:
     assert ceremony.verify(home / MANIFEST, NOW).version == 2
     assert (home / PUBLIC_KEY).read_bytes() == b"the next public key"
     table.key.write_bytes(b"a public key")
-    with pytest.raises(
-        ManifestError, match=r"signed\.v1: manifest: rollback refused: version 2 is in force, came 1"
-    ):
+    with pytest.raises(ManifestError, match=r"signed\.v1: manifest: rollback refused: version 2 is in force, came 1"):
         ceremony.join(home, table.signed.with_suffix(".v1"), table.key, NOW)
     assert (home / MANIFEST).read_bytes() == installed
     assert (home / PUBLIC_KEY).read_bytes() == b"the next public key"

@@ -66,7 +66,7 @@ def residuals_of(opener: Opener, total: bytes) -> NDArray[np.float64]:
     [
         Plan(),
         Plan(digits=3, digit_bits=13, value_bits=7, canary_digits=10),
-        Plan(digits=3, digit_bits=13, value_bits=8, canary_digits=8, max_parties=32),
+        Plan(digits=3, digit_bits=13, value_bits=8, canary_digits=9, max_parties=32),
     ],
     ids=["14 bits, 64 parties", "7 bits, 64 parties", "8 bits, 32 parties"],
 )

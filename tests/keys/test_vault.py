@@ -44,9 +44,7 @@ def test_canonical_bytes_do_not_depend_on_order_and_are_pinned() -> None:
     assert canonical({"a": 1, "b": 2}) == canonical({"b": 2, "a": 1})
 
 
-@pytest.mark.parametrize(
-    "value", [1.0, (1,), b"x", {1: 2}, [{"a": 0.5}], 2**53, -(2**53), "\ud800", {"\ud800": 1}]
-)
+@pytest.mark.parametrize("value", [1.0, (1,), b"x", {1: 2}, [{"a": 0.5}], 2**53, -(2**53), "\ud800", {"\ud800": 1}])
 def test_canonical_refuses_what_has_no_single_spelling(value: object) -> None:
     with pytest.raises(FormatError, match="expected"):
         canonical(value)

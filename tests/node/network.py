@@ -114,7 +114,7 @@ class Network:
     # ---- running ----------------------------------------------------------------------------------------
 
     def run(self, *, cuts: float = 0.0, limit: int = 200_000) -> bool:
-        """Until nothing can happen any more (True), or for ``limit`` steps. A timer fires only when nothing else can."""
+        """Until nothing can happen any more (True), or for ``limit`` steps; timers fire when nothing else can."""
         for _ in range(limit):
             choices = self._choices()
             if not choices:

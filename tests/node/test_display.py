@@ -28,9 +28,7 @@ def record_of(parties: tuple[str, ...] = PARTIES) -> Record:
     return record
 
 
-def close(
-    record: Record, number: int, parties: tuple[str, ...], contributors: tuple[str, ...] | None = None
-) -> None:
+def close(record: Record, number: int, parties: tuple[str, ...], contributors: tuple[str, ...] | None = None) -> None:
     for party in parties:
         names = sorted(contributors or parties)
         tell(record, party, "applied", round=number, state="ab", seconds=1.25, contributors=names)

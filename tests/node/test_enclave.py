@@ -113,9 +113,7 @@ class Node:
 
 
 @contextmanager
-def running(
-    home: Path, task: str = "chance:Chance", *, is_key_holder: bool = True, **options: Any
-) -> Iterator[Node]:
+def running(home: Path, task: str = "chance:Chance", *, is_key_holder: bool = True, **options: Any) -> Iterator[Node]:
     """At this clip one grid step is 1.0, so that whole numbers come through as they are."""
     settings = EnclaveSettings(
         party="north",

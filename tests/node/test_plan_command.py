@@ -72,9 +72,7 @@ def test_counts_are_read_in_every_usual_notation(text: str) -> None:
     assert parse_count(text) == 11_000_000
 
 
-@pytest.mark.parametrize(
-    "text", ["", "0", "-1", "1.5", "1e10", "1e999999999", "1e-999999999", "nan", "inf", "0x10"]
-)
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "1e10", "1e999999999", "1e-999999999", "nan", "inf", "0x10"])
 def test_no_counts(text: str) -> None:
     with pytest.raises(PlanError, match="a whole number from 1 to 1000000000"):
         parse_count(text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ def check_contract(network: Network) -> None:
     for node in network.nodes.values():
         assert not node.staged or not node.alive, "every living node ends wiped"
     histories = sorted((node.history for node in network.nodes.values()), key=len)
-    for shorter, longer in zip(histories, histories[1:], strict=False):
+    for shorter, longer in itertools.pairwise(histories):
         assert longer[: len(shorter)] == shorter, "models are identical, round by round"
     for (sender, _), queue in network.wires.items():
         assert not queue or not network.nodes[sender].alive

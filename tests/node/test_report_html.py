@@ -96,9 +96,7 @@ def test_the_page_says_what_it_must(page: str) -> None:
 def test_pictures_and_tables_are_told_to_those_who_do_not_see_them(page: str) -> None:
     parsed = Page(page)
     pictures = parsed.all("svg")
-    assert [(picture["role"], len(picture["aria-label"] or "") > 40) for picture in pictures] == [
-        ("img", True)
-    ] * 3
+    assert [(picture["role"], len(picture["aria-label"] or "") > 40) for picture in pictures] == [("img", True)] * 3
     assert "party-04) 0.870" in (pictures[0]["aria-label"] or "")
     assert len(parsed.all("caption")) == len(parsed.all("table")) == 5
     assert all(header.get("scope") in ("row", "col") for header in parsed.all("th"))
