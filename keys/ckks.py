@@ -106,22 +106,8 @@ class Sealer:
         for _ in range(count):
             zero = sealapi.Ciphertext()
             self._encryptor.encrypt_zero(zero)
-            self._zeros.append(zero)
-
-    def take_zeros(self, segment: bytes) -> None:
-        """Stock encryptions of zero that another process of this enclave made, and gave to nobody else.
-
-        Raises:
-            CiphertextError: they are not of this plan.
-        """
-        self._zeros.extend(load_segment(segment, self.plan, self._context))
-
-    def give_zeros(self) -> bytes:
-        """The stock as a segment, for :meth:`take_zeros` in another process; nothing is kept."""
-        zeros = [self._zeros.popleft() for _ in range(min(len(self._zeros), self.plan.segment_ciphertexts))]
-        for zero in zeros:
             zero.scale = float(self.plan.scale)
-        return join([save(zero) for zero in zeros])
+            self._zeros.append(zero)
 
     @property
     def stocked(self) -> int:
@@ -148,7 +134,6 @@ class Sealer:
         self._encoder.encode(slots.tolist(), float(self.plan.scale), plaintext)
         if self._zeros:
             ciphertext = self._zeros.popleft()
-            ciphertext.scale = float(self.plan.scale)
             self._evaluator.add_plain_inplace(ciphertext, plaintext)
         else:
             ciphertext = sealapi.Ciphertext()

@@ -27,9 +27,9 @@ from keys.errors import WardtreeError
 from keys.plan import Plan
 from node import update
 from node.channel import Channel, ChannelClosedError
-from node.mint import Mint
 from node.process import describe, name_process, reap, spawn
 from node.protocol.messages import STATISTICS
+from node.sealers import Sealers
 from node.sumcheck import fingerprint
 from node.tasks.base import Setup, Task
 from node.tasks.loader import BUILTIN, load_task
@@ -39,8 +39,8 @@ WARM = {"synthetic": (), "tabular": ("torch", "pandas", "sklearn.model_selection
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
 
 
-MINT_WORKERS = 4
-"""Processes that make zeros, at most: together they are faster than an enclave can use them."""
+MAX_SEALERS = 4
+"""Processes that seal for one enclave, at most."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,10 @@ def run_enclave(relay: Channel, keyroom: Channel | None, settings: EnclaveSettin
     """One job, from its first message to the end of this process."""
     name_process(f"enclave {settings.party}")
     reseed()
-    mint: Mint | None = None
+    sealers: Sealers | None = None
     try:
         job = relay.receive()
-        mint = start_mint(job, settings)  # before the task's libraries start threads here
+        sealers = start_sealers(job, settings)  # before the task's libraries start threads here
         task = load_task(
             settings.task,
             Setup(settings.party, settings.options, settings.data, settings.seed, settings.home),
@@ -144,7 +144,7 @@ def run_enclave(relay: Channel, keyroom: Channel | None, settings: EnclaveSettin
         if job["kind"] == "prepare":
             prepare(relay, task)
         else:
-            contribute(relay, keyroom, task, job, settings, mint)
+            contribute(relay, keyroom, task, job, settings, sealers)
     except ChannelClosedError:
         return  # the relay gave this round up
     except update.UpdateError as error:
@@ -155,8 +155,8 @@ def run_enclave(relay: Channel, keyroom: Channel | None, settings: EnclaveSettin
         # The message of a stranger's exception may quote data: it stays here.
         report(relay, f"{settings.party}: the task failed: {describe(error)}")
     finally:
-        if mint:
-            mint.close()
+        if sealers:
+            sealers.close()
 
 
 def report(relay: Channel, text: str) -> None:
@@ -184,7 +184,7 @@ def contribute(
     task: Task,
     job: dict[str, Any],
     settings: EnclaveSettings,
-    mint: Mint | None,
+    sealers: Sealers | None,
 ) -> None:
     """Train, quantise, and hand over: encrypted segments to the relay, or, at the key holder, integers to
     the key room."""
@@ -204,24 +204,26 @@ def contribute(
             keyroom.send("own", round=job["round"], segment=number, integers=own)
     else:
         watch = Stopwatch()
-        sealer = Sealer(settings.plan, (settings.home / PUBLIC_KEY).read_bytes())
-        sealed = update.seal_segments(integers, sealer, job["canary_key"], mint.supply if mint else None)
+        if sealers:
+            sealed = sealers.seal_segments(integers, job["canary_key"])
+        else:
+            sealer = Sealer(settings.plan, (settings.home / PUBLIC_KEY).read_bytes())
+            sealed = update.seal_segments(integers, sealer, job["canary_key"])
         for number, ciphertexts in enumerate(sealed):
             relay.send("segment", segment=number, ciphertexts=ciphertexts, seconds=watch.seconds)
             watch = Stopwatch()
     update.wipe(values, integers)
 
 
-def start_mint(job: dict[str, Any], settings: EnclaveSettings) -> Mint | None:
-    """A mint for this round's zeros: where the update has a full segment, and there are cores for it."""
+def start_sealers(job: dict[str, Any], settings: EnclaveSettings) -> Sealers | None:
+    """Processes that make zeros while this one trains: where the update is large, and there are cores for it."""
     if job["kind"] != "round" or job["purpose"] == STATISTICS or settings.is_key_holder:
         return None
-    ciphertexts = settings.plan.ciphertexts(len(job["model"]) // 4)
-    spare = min(len(os.sched_getaffinity(0)) - 1, MINT_WORKERS)
-    if ciphertexts < settings.plan.segment_ciphertexts or spare < 1:
+    length = len(job["model"]) // 4
+    spare = min(len(os.sched_getaffinity(0)) - 1, MAX_SEALERS)
+    if settings.plan.ciphertexts(length) < settings.plan.segment_ciphertexts or spare < 1:
         return None
-    public_key = (settings.home / PUBLIC_KEY).read_bytes()
-    return Mint(settings.plan, public_key, ciphertexts, settings.party, spare)
+    return Sealers(settings.plan, (settings.home / PUBLIC_KEY).read_bytes(), length, settings.party, spare)
 
 
 def model_from(job: dict[str, Any]) -> update.Model:

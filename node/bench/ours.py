@@ -36,11 +36,11 @@ class BenchError(WardtreeError):
 class Bench:
     """One federation's keys, and a round key of canaries for each party.
 
-    As in a node, the zeros come from another process of the enclave by way of bytes; only the pipe is missing.
+    In a node processes of the enclave make zeros while it trains, and seal with them; here one process does
+    both, so that the times are those of one core.
     """
 
     plan: Plan
-    mint: Sealer
     sealer: Sealer
     opener: Opener
     canary_keys: tuple[bytes, ...]
@@ -49,18 +49,14 @@ class Bench:
     def fresh(cls, plan: Plan, parties: int) -> Bench:
         public, secret = generate_keys(plan)
         keys = tuple(os.urandom(KEY_BYTES) for _ in range(parties))
-        return cls(plan, Sealer(plan, public), Sealer(plan, public), Opener(plan, secret), keys)
+        return cls(plan, Sealer(plan, public), Opener(plan, secret), keys)
 
     def protect(self, integers: Integers, party: int, clock: Clock) -> Iterator[bytes]:
         """A party's segments; what sealing does not need the data for is timed as offline."""
-        zeros = b""
-        sealed = update.seal_segments(
-            integers, self.sealer, self.canary_keys[party], lambda sealer: sealer.take_zeros(zeros)
-        )
+        sealed = update.seal_segments(integers, self.sealer, self.canary_keys[party])
         for segment in self.plan.segments(integers.size):
             with clock.time("protect_offline"):
-                self.mint.stock(self.plan.ciphertexts(segment.stop - segment.start))
-                zeros = self.mint.give_zeros()
+                self.sealer.stock(self.plan.ciphertexts(segment.stop - segment.start))
             with clock.time("protect_online"):
                 ciphertexts = next(sealed)
             yield ciphertexts

@@ -2,8 +2,8 @@
 
 A ciphertext (c0, c1) satisfies c0 + c1*s = p (mod q): p is what decryption sees, the message with its noise.
 Whoever has p exactly solves for the secret key s. Raw CKKS decryptions, float64 numbers, are p in another
-form: encoding them again gives p exactly. Rounded to the integers that were encrypted they give the message without its noise,
-and the equation no longer holds for s.
+form: encoding them again gives p exactly. Rounded to the integers that were encrypted they give the
+message without its noise, and the equation no longer holds for s.
 
 ``python -m tests.keys.attack`` prints all figures of ``docs/why-exact-integers.md``.
 """

@@ -1,0 +1,339 @@
+"""Mutated frames and mutated ciphertexts: the signature stops the first, the checks behind SEAL's loader the second.
+
+2,000 of each; with WARDTREE_FULL=1 200,000 of each, in some minutes, with the counts printed. A mutant is a
+function of its index: the message of a failure names it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import os
+import resource
+import signal
+import struct
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from random import Random
+from typing import IO
+
+import msgpack
+import numpy as np
+import pytest
+import tenseal.sealapi as seal
+
+from keys.ciphertexts import CiphertextError, join, load_segment, make_context, save
+from keys.ckks import Opener, OpeningFailed, Sealer, generate_keys
+from keys.plan import Plan
+from node.protocol.codec import RemoteProtocolError
+from tests.node.test_codec import CODEC, EXAMPLES, NAMES, encode, signed
+
+FULL = os.environ.get("WARDTREE_FULL") == "1"
+COUNT = 200_000 if FULL else 2_000
+WORKERS = 2
+HANG_SECONDS = 20
+HEADROOM = 1 << 30
+"""Address space that one mutant may take beyond what the child has when it begins."""
+
+HEADERS = 160
+"""SEAL's headers lie in the first bytes of a ciphertext, a frame's signature and header as well."""
+
+EDGES = (0, 1, 2, 3, 2**31, 2**32, 2**60, 2**63 - 1, 2**63, 2**64 - 1, 0x7FF0 << 48, 0x7FF8 << 48)
+
+
+def mutate(data: bytes, random: Random) -> bytes:
+    """One to three changes, half of them among the headers: flips, edge values, cuts, insertions, copies."""
+    mutant = bytearray(data)
+    for _ in range(random.choice((1, 1, 1, 2, 3))):
+        if not mutant:
+            return b"\0"
+        at = random.randrange(min(len(mutant), HEADERS) if random.random() < 0.5 else len(mutant))
+        length = random.choice((1, 2, 8, 64, 4096))
+        match random.randrange(12):
+            case 0 | 1 | 2 | 3 | 4 | 5 | 6:
+                mutant[at] ^= 1 << random.randrange(8)
+            case 7:
+                mutant[at] = random.choice((0, 1, 0x7F, 0x80, 0xFF))
+            case 8:
+                mutant[at : at + 8] = struct.pack("<Q", random.choice(EDGES))
+            case 9:
+                del mutant[at : at + length if random.random() < 0.7 else None]
+            case 10:
+                mutant[at:at] = random.randbytes(length)
+            case _:
+                start = random.randrange(len(mutant))
+                mutant[at : at + length] = mutant[start : start + length]
+    return bytes(mutant)
+
+
+def report(title: str, counts: Counter[str], began: float) -> None:
+    if FULL:
+        lines = "".join(f"\n  {count:8}  {label}" for label, count in counts.most_common())
+        print(f"\n{title}: {counts.total()} in {time.monotonic() - began:.0f} s{lines}", file=sys.stderr)
+
+
+# ---- frames: the signature ------------------------------------------------------------------------------
+
+GROUP_ORDER = 2**252 + 27742317777372353535851937790883648493
+FRAMES = [encode(message, sender, recipient) for message in EXAMPLES for sender in NAMES for recipient in ("", *NAMES)]
+GENUINE = {frame.parts for frame in FRAMES}
+
+
+def mutated_frame(random: Random) -> tuple[bytes, bytes]:
+    """Something near a genuine frame that nobody signed."""
+    (envelope, payload), (other, other_payload) = random.choice(FRAMES).parts, random.choice(FRAMES).parts
+    signature, packed = envelope[:64], envelope[64:]
+    match random.randrange(8):
+        case 0 | 1 | 2:
+            return mutate(envelope, random), payload
+        case 3:
+            return envelope, mutate(payload, random) if payload else other_payload
+        case 4:  # another frame's signature
+            return other[:64] + packed, payload
+        case 5:  # the same signature, S + L instead of S: Ed25519 as first published would take it
+            larger = int.from_bytes(signature[32:], "little") + GROUP_ORDER
+            return signature[:32] + larger.to_bytes(32, "little") + packed, payload
+        case 6:  # another field of the header, packed as it should be
+            header = msgpack.unpackb(packed)
+            header[random.choice((1, 3, 4, 5, 7, 8))] = msgpack.unpackb(other[64:])[random.choice((3, 5, 7, 8))]
+            return signature + msgpack.packb(header), payload
+        case _:  # signed indeed, but by another member, or as something else than a frame
+            header = msgpack.unpackb(packed)
+            stranger = random.choice([name for name in NAMES if name != header[7]])
+            return random.choice((signed(header, stranger), signed(header, header[7], "ledger"))), payload
+
+
+def refusal(frame: tuple[bytes, bytes]) -> str | None:
+    try:
+        CODEC.decode("cy", *frame)
+    except RemoteProtocolError as error:
+        return f"refused: expected {error.expected}"
+    return None
+
+
+@pytest.mark.timeout(1200)
+def test_no_mutated_frame_is_accepted() -> None:
+    assert all(CODEC.decode("cy", *parts).parts == parts for parts in GENUINE)
+    began, refusals = time.monotonic(), Counter[str]()
+    index = 0
+    while refusals.total() < COUNT:
+        index += 1
+        frame = mutated_frame(Random(f"frame {index}"))
+        if frame not in GENUINE:
+            refusals[refusal(frame) or f"frame {index} was accepted"] += 1
+    report("mutated frames", refusals, began)
+    assert not [reason for reason in refusals if "accepted" in reason]
+    assert sum(n for reason, n in refusals.items() if "signed by" in reason) > COUNT // 10, "few reached the signature"
+
+
+# ---- children in which SEAL may crash -------------------------------------------------------------------
+
+Task = Callable[[int], str]
+
+
+def survey(make: Callable[[], Task], indices: Iterable[int], hang_seconds: float = HANG_SECONDS) -> Counter[str]:
+    """Run ``make()`` in forked children over all indices and count its answers.
+
+    A child that dies is counted by its signal, SIGALRM being a hang, and replaced after the fatal index.
+    An exception that escapes is counted by its name.
+    """
+    everything = list(indices)
+    counts: Counter[str] = Counter()
+    running = [_start(make, everything[worker::WORKERS], hang_seconds) for worker in range(WORKERS)]
+    while running:
+        process, share, log = running.pop(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        with log:
+            log.seek(0)
+            answers = log.read().decode().splitlines()
+        counts.update(answers)
+        if code:
+            fate = signal.Signals(-code).name if code < 0 else f"exit {code}"
+            counts[f"killed by {fate} at {share[len(answers)]}"] += 1
+            running.append(_start(make, share[len(answers) + 1 :], hang_seconds))
+    return counts
+
+
+def _start(make: Callable[[], Task], share: list[int], hang_seconds: float) -> tuple[int, list[int], IO[bytes]]:
+    log = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - the parent reads and closes it
+    process = os.fork()
+    if not process:
+        code = 70
+        try:
+            _work(make, share, log, hang_seconds)
+            code = 0
+        finally:
+            os._exit(code)
+    return process, share, log
+
+
+def _work(make: Callable[[], Task], share: list[int], log: IO[bytes], hang_seconds: float) -> None:
+    faulthandler.disable()  # the parent counts the crash; a traceback of every one helps nobody
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    task = make()
+    with open("/proc/self/statm") as statm:
+        size = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + HEADROOM, size + HEADROOM))
+    for done, index in enumerate(share, 1):
+        signal.setitimer(signal.ITIMER_REAL, hang_seconds)
+        try:
+            answer = task(index)
+        except Exception as error:
+            answer = f"escaped at {index}: {type(error).__name__}: {error}".replace("\n", " ")
+        log.write(answer.encode() + b"\n")
+        if FULL and done % 20_000 == 0:
+            print(f"{done} of {len(share)}", file=sys.stderr, flush=True)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def test_a_crash_a_hang_and_an_escaped_error_are_seen() -> None:
+    def make() -> Task:
+        def task(index: int) -> str:
+            match index:
+                case 2:
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                case 5:
+                    time.sleep(10)
+                case 6:
+                    bytearray(4 * HEADROOM)
+            return "well"
+
+        return task
+
+    counts = survey(make, range(8), hang_seconds=0.5)
+    assert counts == {
+        "well": 5,
+        "killed by SIGSEGV at 2": 1,
+        "killed by SIGALRM at 5": 1,
+        "escaped at 6: MemoryError: ": 1,
+    }
+
+
+# ---- ciphertexts: what a member of the federation may sign ----------------------------------------------
+
+PLAN = Plan()
+OTHERS, LENGTH = 3, 1000
+SAME, FAILED, REFUSED = "same ciphertext, other bytes: opens exactly", "loads, then the opening fails", "refused: "
+
+
+def seal_framed(content: bytes, compression: int = 0) -> bytes:
+    """SEAL's header: magic, its size, version 4.3, compression (0 none, 1 zlib), reserved, whole size."""
+    header = bytes.fromhex("5ea1100403") + bytes([compression, 0, 0])
+    return header + struct.pack("<Q", 16 + len(content)) + content
+
+
+def written_by_hand(ciphertext: seal.Ciphertext, context: seal.SEALContext, data: bytes) -> bytes:
+    """A ciphertext of the plan in SEAL's format without compression, ``data`` for its polynomials."""
+    head = struct.pack("<4Q", *context.first_parms_id())
+    head += struct.pack("<BQQQdQ", True, 2, PLAN.poly_modulus_degree, 1, ciphertext.scale, 1)
+    return head + data
+
+
+def templates(ciphertext: seal.Ciphertext, context: seal.SEALContext) -> tuple[bytes, ...]:
+    """The same ciphertext in every form that SEAL reads, and one with the seed of its second polynomial."""
+    count = 2 * PLAN.poly_modulus_degree
+    words = np.array([ciphertext[index] for index in range(count)], dtype="<u8").tobytes()
+    polynomials = seal_framed(struct.pack("<Q", count) + words)
+    bare = written_by_hand(ciphertext, context, polynomials)
+    first = seal_framed(struct.pack("<Q", count // 2) + words[: len(words) // 2])
+    generator = seal_framed(b"\x01" + hashlib.shake_256(b"seed").digest(64))  # 1: Blake2xb
+    seeded = written_by_hand(ciphertext, context, first + generator)
+    return save(ciphertext), seal_framed(bare), seal_framed(zlib.compress(bare), 1), seal_framed(seeded)
+
+
+def a_federation() -> tuple[Sealer, Opener, bytes, bytes, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Sealer, opener, the others' total, our own segment, and what the sum of both should open to."""
+    public, secret = PAIR
+    sealer, opener = Sealer(PLAN, public), Opener(PLAN, secret)
+    parts = np.random.default_rng(7).integers(-PLAN.max_value, PLAN.max_value + 1, (OTHERS + 1, LENGTH))
+    total = sealer.add([sealer.seal(part) for part in parts[1:]])
+    return sealer, opener, total, sealer.seal(parts[0]), parts.sum(0)
+
+
+PAIR = generate_keys(PLAN)
+
+
+def make_mutant_task() -> Task:
+    """Judge one mutated segment that a member signed: load it, add it to an honest total, open."""
+    sealer, opener, total, own, expected = a_federation()
+    context = make_context(PLAN)
+    (ciphertext,) = load_segment(own, PLAN, context)
+    forms = templates(ciphertext, context)
+
+    def task(index: int) -> str:
+        random = Random(f"ciphertext {index}")
+        form = random.choice((forms[0], *forms))
+        segment = mutate(own, random) if random.random() < 0.1 else join([mutate(form, random)])
+        try:
+            loaded = load_segment(segment, PLAN, context)
+        except CiphertextError as error:
+            return f"{REFUSED}{error}"
+        for one in loaded:
+            assert one.parms_id() == context.first_parms_id()
+            assert (one.size(), one.poly_modulus_degree(), one.coeff_modulus_size()) == (
+                2,
+                PLAN.poly_modulus_degree,
+                1,
+            )
+            assert one.scale == PLAN.scale
+        try:
+            opened = opener.open(sealer.add([total, segment]), LENGTH, OTHERS + 1)
+        except OpeningFailed:
+            return FAILED
+        assert [save(one) for one in loaded] == [forms[0]], "a changed polynomial passed"
+        assert np.array_equal(opened, expected), "a wrong sum was opened"
+        return SAME
+
+    return task
+
+
+def test_every_form_of_a_ciphertext_loads_and_only_the_seeded_one_is_another() -> None:
+    """Or the fuzz would never get behind SEAL's headers."""
+    sealer, opener, total, own, expected = a_federation()
+    context = make_context(PLAN)
+    forms = templates(load_segment(own, PLAN, context)[0], context)
+    for form in forms[:3]:
+        assert np.array_equal(opener.open(sealer.add([total, join([form])]), LENGTH, OTHERS + 1), expected)
+    with pytest.raises(OpeningFailed):
+        opener.open(sealer.add([total, join([forms[3]])]), LENGTH, OTHERS + 1)
+
+
+@pytest.mark.timeout(1200)
+def test_signed_mutants_crash_nothing_and_open_to_nothing_wrong() -> None:
+    began = time.monotonic()
+    counts = survey(make_mutant_task, range(COUNT))
+    report("validly signed mutants", counts, began)
+    wrong = {answer: n for answer, n in counts.items() if not answer.startswith((SAME, FAILED, REFUSED))}
+    assert not wrong
+    assert counts.total() == COUNT
+    assert counts[SAME] > 0
+    assert counts[FAILED] > COUNT // 5, "few got past SEAL"
+
+
+def test_a_decompression_bomb_behind_a_ciphertext_costs_nothing() -> None:
+    """A megabyte of zlib for 200 of zeros: SEAL inflates as it reads, and stops at the last polynomial."""
+    context = make_context(PLAN)
+    _, _, _, own, _ = a_federation()
+    bare = templates(load_segment(own, PLAN, context)[0], context)[1][16:]
+    bombs = [join([seal_framed(zlib.compress(body + bytes(200 << 20), 1), 1)]) for body in (bare, b"")]
+
+    def make() -> Task:
+        context = make_context(PLAN)
+
+        def task(index: int) -> str:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            try:
+                load_segment(bombs[index], PLAN, context)
+                answer = "loaded"
+            except CiphertextError:
+                answer = "refused"
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            return answer if grown < 32 << 10 else f"{answer} with {grown} KiB"
+
+        return task
+
+    assert survey(make, range(2)) == {"loaded": 1, "refused": 1}
