@@ -48,7 +48,7 @@ def _root(
 
 
 def main() -> None:
-    """The console script."""
+    """Run the program; an interruption is the caller's to report."""
     try:
         app()
     except (WardtreeError, TopologyError) as error:
@@ -57,6 +57,3 @@ def main() -> None:
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("wardtree: interrupted; everything is ended", file=sys.stderr)
-        sys.exit(130)

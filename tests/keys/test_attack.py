@@ -65,7 +65,7 @@ def test_a_probe_over_all_slots_passes_only_while_it_drowns_in_the_noise(parties
 
 
 def test_a_probe_over_one_slot_seldom_passes() -> None:
-    """Within 10 sigma of an integer in both parts: (20 sigma)^2 of all probes, 0.0028 with 4 parties."""
+    """Within 10 sigma of an integer in both parts: (20 sigma)^2 of all probes, 0.0017 with 4 parties."""
     passed = sum(prober(PARTIES).over_one_slot(t) is not None for t in np.geomspace(1, 2**12, 300))
     assert passed <= 10, "more than 10 of 300 have a chance of 10^-8"
 

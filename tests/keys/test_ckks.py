@@ -124,7 +124,7 @@ def test_foreign_and_broken_segments_are_named() -> None:
     small = Plan(prime_bits=(50, 30), digits=1)
     foreign = Sealer(small, generate_keys(small)[0]).seal(np.arange(5))
     for bad, reason in (
-        (foreign, "does not load"),
+        (foreign, "other parameters"),
         (good[:-7], "not an array"),
         (b"", "not an array"),
         (b"\x90", "not an array"),
