@@ -58,10 +58,10 @@ Nobody's time buys the same thing.
 ## How it was measured
 
 - **wardtree**: the functions of `node/update.py` that a round calls, segment by segment, with canaries, planned
-  for 64 parties. The encryptions of zero come from another process of the enclave as bytes; taking them in
-  counts as *protect*, making them as *ahead*, the pipe between the two is left out, as is every network. *Add*
-  is one node adding all updates; in a tree each node adds three. *Read back* is the key holder's decryption
-  with all its checks; everybody else reads four bytes a parameter.
+  for 64 parties, in one process. A node has processes beside the enclave for it on its other cores, and their
+  pipes; both are left out here, as is every network. *Add* is one node adding all updates; in a tree each node
+  adds three. *Read back* is the key holder's decryption with all its checks; everybody else reads four bytes a
+  parameter.
 - **FLARE**: `HEBuilder`'s default keys (N=8192, [60,40,40], scale 2^40, symmetric), `HEModelEncryptor`,
   `HEInTimeAccumulateWeightedAggregator`, `HEModelShareableGenerator` and `HEModelDecryptor` called directly,
   with FLARE's own serialisation in between. Whole weights, not differences, which saves it an addition. One

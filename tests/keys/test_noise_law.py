@@ -40,7 +40,7 @@ def measure(plan: Plan, keys: int, parties: int) -> Figures:
         update = np.full(plan.values_per_ciphertext, plan.max_value * (1, -1, 0)[kind])
         if kind == 2:
             update = rng.integers(-plan.max_value, plan.max_value + 1, plan.values_per_ciphertext)
-        sealer.stock(parties)  # the mint's way; sealing without stock is the other tests' way
+        sealer.stock(parties)  # as the sealing processes do; other tests seal without stock
         # Canaries make the plaintexts differ: equal ones would round alike, and their errors add up.
         marks = [canaries.digits(bytes([party]) * 32, plan, number, 1) for party in range(parties)]
         total = sealer.add([sealer.seal(update, mark) for mark in marks])
