@@ -16,6 +16,9 @@ STEPS = (
     ("read_back", "read back", "#5a9e6f"),
 )
 
+TIMING_NOISE = 1.25
+"""Two times nearer than this factor cannot be told apart by one run on a shared machine."""
+
 Report = Mapping[str, Any]
 
 INTRODUCTION = """\
@@ -30,9 +33,11 @@ are in [crypto-peers.json](crypto-peers.json). Machine: {machine}.
 **What the columns are.** *Ahead*: what needs no data and is made while the model trains. *Protect*: from the float
 update to bytes ready to send, for one client. *Add*: from the bytes of all updates to the bytes of the result.
 *Read back*: from those bytes to floats. *Bytes*: of one party's upload, per parameter. *Error*: how far the mean
-lies from the update, at most. Seconds are processor seconds, medians of {repeats} runs after a warm-up: on one
-core of an idle machine they are the time that passes, and other work on the machine does not count. (The JSON file
-has wall seconds too; here {core_share} of them were processor time.)
+lies from the update, at most. Seconds are processor seconds, medians of {repeats} runs after a warm-up, so that
+waiting for other work on the machine does not count; but such work still takes caches and memory, and slows what it
+shares them with. Two runs of the same code on a busy machine differed by a fifth in single figures and by two fifths
+in their ratios. In this one {core_share} of the wall time was processor time; 100% is a quiet machine. The JSON file
+has both.
 """
 
 NOTES = """\
@@ -158,6 +163,8 @@ def _checks(results: Sequence[Report]) -> str:
     lines = ["| | measured | at most | |", "|---|---|---|---|"]
     for what, value, limit, unit in rows:
         verdict = "kept" if value <= limit else "**not kept**"
+        if unit == " s" and limit / TIMING_NOISE < value < limit * TIMING_NOISE:
+            verdict = "too close for one run: " + verdict.replace("*", "") + " in this one"
         lines.append(f"| {what} | {value:.3g}{unit} | {limit:.3g}{unit} | {verdict} |")
     verdict = "kept" if all(exact) else "**not kept**"
     lines.append(f"| wardtree's sums exact | {sum(exact)} of {len(exact)} | | {verdict} |")

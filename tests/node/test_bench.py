@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from keys.plan import PlanError
 from node.bench.common import Clock, make_update
 from node.bench.ours import BenchError, measure
+from node.bench.page import FLARE, FLOWER, MILLION, OURS, write_page
 from node.cli import app
 
 SECONDS = ("protect_offline", "protect_online", "add", "add_two", "open")
@@ -80,3 +81,21 @@ def test_a_clock_drops_the_warm_up_and_adds_up_what_a_run_times_twice() -> None:
     assert len(clock.runs) == 3
     assert (clock.medians()["x_s"], clock.medians()["x_cpu_s"]) == (2.0, 1.0)
     assert 0 < clock.core_share < 1
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [(0.05, "| kept |"), (0.095, "kept in this one"), (0.11, "not kept in this one"), (0.2, "**not kept**")],
+)
+def test_the_page_does_not_call_what_one_run_cannot_tell(ours: float, verdict: str) -> None:
+    def result(program: str, seconds: float) -> dict[str, object]:
+        figures = {f"{step}_cpu_s": seconds for step in ("protect", "server", "read_back")}
+        case = {"program": program, "params": MILLION, "parties": 4, "repeats": 5, "core_share": 1.0}
+        return case | figures | {"bytes_per_param": 8.0, "largest_error": 1e-5, "upload_bytes": 8_000_000}
+
+    results = [result(OURS, ours) | {"exact": True}, result(FLOWER, 0.1)]
+    page = write_page({"machine": "a machine", "results": results})
+    (line,) = [line for line in page.splitlines() if line.startswith("| protect, against SecAgg+'s")]
+    assert verdict in line
+    failed = {"program": FLARE, "params": MILLION, "parties": 4, "failed": "out of memory?"}
+    assert "not measured: out of memory?" in write_page({"machine": "a machine", "results": [*results, failed]})
