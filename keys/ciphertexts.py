@@ -78,10 +78,12 @@ def load_segment(data: bytes, plan: Plan, context: sealapi.SEALContext) -> list[
         CiphertextError: names what differs.
     """
     ciphertexts = []
+    degree = plan.poly_modulus_degree
+    head = _head(context.first_parms_id(), degree, 1, float(plan.scale))
     for blob in _split(data, plan):
         ciphertext = sealapi.Ciphertext()
         try:
-            load(ciphertext, context, _framed(_checked(blob, plan, context), compression=0))
+            load(ciphertext, context, _framed(_checked(blob, head, 2 * degree), compression=0))
         except (ValueError, RuntimeError) as error:
             raise CiphertextError("a ciphertext does not load under this federation's parameters") from error
         if ciphertext.is_transparent():
@@ -93,13 +95,12 @@ def load_segment(data: bytes, plan: Plan, context: sealapi.SEALContext) -> list[
 _MEMBERS = struct.Struct("<4QBQQQdQ")
 
 
-def _head(plan: Plan, context: sealapi.SEALContext, scale: float) -> bytes:
-    """What SEAL writes before the words of a ciphertext: all of it follows from the plan."""
-    degree = plan.poly_modulus_degree
-    # NTT form, 2 polynomials, 1 prime, correction factor 1; then the header and the length of the words
-    members = _MEMBERS.pack(*context.first_parms_id(), True, 2, degree, 1, scale, 1)
-    words = struct.pack("<Q", 2 * degree)
-    return members + _header(16 + len(words) + 16 * degree, compression=0) + words
+def _head(parms_id: Sequence[int], degree: int, primes: int, scale: float) -> bytes:
+    """What SEAL writes before the words of two polynomials: all of it follows from the plan."""
+    # NTT form, 2 polynomials, correction factor 1; then the header and the number of the words
+    members = _MEMBERS.pack(*parms_id, True, 2, degree, primes, scale, 1)
+    words = struct.pack("<Q", 2 * degree * primes)
+    return members + _header(16 + len(words) + 16 * degree * primes, compression=0) + words
 
 
 def _header(size: int, compression: int) -> bytes:
@@ -111,14 +112,14 @@ def _framed(content: bytes, compression: int) -> bytes:
     return _header(16 + len(content), compression) + content
 
 
-def _checked(blob: bytes, plan: Plan, context: sealapi.SEALContext) -> bytes:
-    """A ciphertext's content, decompressed, after every byte but the polynomials' words was compared.
+def _checked(blob: bytes, head: bytes, words: int) -> bytes:
+    """The content of a SEAL object, decompressed, after every byte but its ``words`` was compared.
 
     SEAL must not parse a stranger's headers: nested compression in them makes it end the process, and a
-    size of 0 or a huge one raises what it does not document. Words it checks itself, against the prime.
+    size of 0 or a huge one raises what it does not document. Words it checks itself, against the primes.
     """
-    head, packed = _head(plan, context, float(plan.scale)), blob[16:]
-    size = len(head) + 16 * plan.poly_modulus_degree
+    packed = blob[16:]
+    size = len(head) + 8 * words
     try:
         # the size that the frame declares is what the decompressor would allocate
         if blob[:16] != _header(len(blob), compression=2) or zstandard.frame_content_size(packed) != size:
@@ -127,8 +128,34 @@ def _checked(blob: bytes, plan: Plan, context: sealapi.SEALContext) -> bytes:
     except zstandard.ZstdError as error:
         raise CiphertextError("a ciphertext does not decompress") from error
     if content[: len(head)] != head:
-        raise CiphertextError(f"a ciphertext has other parameters, or another scale than {plan.scale}")
+        raise CiphertextError("a ciphertext has other parameters, or another scale than the plan's")
     return content
+
+
+def load_public_key(data: bytes, plan: Plan, context: sealapi.SEALContext) -> sealapi.PublicKey:
+    """Load a public key: just one, and nothing behind it.
+
+    Raises:
+        CiphertextError: it is something else.
+    """
+    degree, primes = plan.poly_modulus_degree, len(plan.prime_bits)
+    head = _head(context.key_parms_id(), degree, primes, 1.0)
+    public = sealapi.PublicKey()
+    try:
+        load(public, context, _framed(_checked(data, head, 2 * degree * primes), compression=0))
+    except (ValueError, RuntimeError) as error:
+        raise CiphertextError("a public key does not load under this plan") from error
+    return public
+
+
+def is_secret_key(data: bytes, plan: Plan) -> bool:
+    """Whether bytes look like a SEAL secret key of this plan, by their size: one polynomial over all primes."""
+    try:
+        size = zstandard.frame_content_size(data[16:])
+    except zstandard.ZstdError:
+        return False
+    # parms_id, coefficient count, scale; then a header, a length and the words
+    return bool(size == 48 + 24 + 8 * plan.poly_modulus_degree * len(plan.prime_bits))
 
 
 def join(ciphertexts: Sequence[bytes]) -> bytes:
@@ -163,8 +190,9 @@ def chosen_ciphertext(plan: Plan, context: sealapi.SEALContext, c0: int, c1: int
     Whoever decrypts (0, 1) reads the secret key: the key room does it to learn its own noise, and tests do
     it to attack. No loader of ours takes one from outside: :func:`load_segment` demands the plan's scale.
     """
-
-    words = np.repeat(np.array([c0, c1], dtype="<u8"), plan.poly_modulus_degree).tobytes()
+    degree = plan.poly_modulus_degree
+    words = np.repeat(np.array([c0, c1], dtype="<u8"), degree).tobytes()
+    head = _head(context.first_parms_id(), degree, 1, scale)
     ciphertext = sealapi.Ciphertext()
-    load(ciphertext, context, _framed(_head(plan, context, scale) + words, compression=0))
+    load(ciphertext, context, _framed(head + words, compression=0))
     return ciphertext

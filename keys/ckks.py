@@ -8,7 +8,6 @@ keys are ever made.
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,8 +17,10 @@ from tenseal import sealapi
 from keys.ciphertexts import (
     CiphertextError,
     chosen_ciphertext,
+    is_secret_key,
     join,
     load,
+    load_public_key,
     load_segment,
     make_context,
     save,
@@ -58,27 +59,24 @@ def generate_keys(plan: Plan) -> tuple[bytes, bytes]:
             return PUBLIC_KEY_MAGIC + save(public), secret
 
 
-def _only_a_public_key(data: bytes, context: sealapi.SEALContext) -> sealapi.PublicKey:
+def _only_a_public_key(data: bytes, plan: Plan, context: sealapi.SEALContext) -> sealapi.PublicKey:
     """Load a public key file, which must hold one SEAL public key and nothing behind it.
 
     Raises:
         KeyFileError: says what the file is instead, a secret key above all.
     """
     body = data.removeprefix(PUBLIC_KEY_MAGIC)
-    with contextlib.suppress(ValueError, RuntimeError):
-        load(sealapi.SecretKey(), context, body)
+    if is_secret_key(body, plan):
         raise KeyFileError("the public key file carries a secret key: it must never leave the key holder")
     if body == data:
         raise KeyFileError("the public key file is not one of wardtree's (its first line differs)")
-    public = sealapi.PublicKey()
-    try:
-        load(public, context, body)
-    except (ValueError, RuntimeError) as error:
-        raise KeyFileError("the public key file does not hold a public key of this plan") from error
     # SEAL ignores what follows an object; a serialised TenSEAL context or a second key could hide there.
-    if int.from_bytes(body[8:16], "little") != len(body):
+    if int.from_bytes(body[8:16], "little") < len(body):
         raise KeyFileError("the public key file carries more than a public key")
-    return public
+    try:
+        return load_public_key(body, plan, context)
+    except CiphertextError as error:
+        raise KeyFileError("the public key file does not hold a public key of this plan") from error
 
 
 class Sealer:
@@ -92,7 +90,7 @@ class Sealer:
         """
         self.plan = plan
         self._context = make_context(plan)
-        self._encryptor = sealapi.Encryptor(self._context, _only_a_public_key(public_key, self._context))
+        self._encryptor = sealapi.Encryptor(self._context, _only_a_public_key(public_key, plan, self._context))
         self._encoder = sealapi.CKKSEncoder(self._context)
         self._evaluator = sealapi.Evaluator(self._context)
         self._zeros: deque[sealapi.Ciphertext] = deque()

@@ -7,10 +7,11 @@ from functools import cache
 import numpy as np
 import pytest
 import tenseal.sealapi as seal
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keys.ciphertexts import CiphertextError, make_context
+from keys.ciphertexts import _MEMBERS, CiphertextError, make_context
 from keys.ckks import (
     PUBLIC_KEY_MAGIC,
     KeyFileError,
@@ -119,6 +120,19 @@ def test_a_public_key_file_with_a_secret_key_is_refused() -> None:
         Sealer(PLAN, public[:-100])
 
 
+def test_no_header_byte_of_a_public_key_file_reaches_seal_unchecked() -> None:
+    """Some of them, nested compression above all, make SEAL end the process."""
+    body = pair()[0].removeprefix(PUBLIC_KEY_MAGIC)
+    content = zstandard.ZstdDecompressor().decompress(body[16:])
+    for place in range(_MEMBERS.size + 24):
+        changed = bytearray(content)
+        changed[place] ^= 2
+        packed = zstandard.ZstdCompressor().compress(bytes(changed))
+        disguised = body[:8] + (16 + len(packed)).to_bytes(8, "little") + packed
+        with pytest.raises(KeyFileError, match="does not hold"):
+            Sealer(PLAN, PUBLIC_KEY_MAGIC + disguised)
+
+
 def test_foreign_and_broken_segments_are_named() -> None:
     good = sealer().seal(np.arange(5))
     small = Plan(prime_bits=(50, 30), digits=1)
@@ -136,7 +150,7 @@ def test_foreign_and_broken_segments_are_named() -> None:
     with pytest.raises(CiphertextError, match="cannot be added"):
         sealer().add([good, sealer().seal(np.zeros(PLAN.values_per_ciphertext + 1, np.int64))])
     rescaled = Plan(scale=700_000, digits=1)
-    with pytest.raises(CiphertextError, match="another scale than 655360"):
+    with pytest.raises(CiphertextError, match="another scale"):
         sealer().add([good, Sealer(rescaled, pair()[0]).seal(np.arange(5))])
 
 
