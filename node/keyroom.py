@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import signal
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from node.channel import Channel, ChannelClosedError
 from node.home import Home
 from node.ledger import Ledger
 from node.process import name_process, reap, spawn
+from node.telemetry import Stopwatch
 from node.update import open_total
 from topology import quorum_met
 
@@ -81,14 +81,14 @@ def _serve_round(
     ledger = Ledger(home.path / openings_file(home))
     opener = Opener(home.plan, secret)
     while (request := _next_request(relay)) is not None:
-        began = time.perf_counter()
+        watch = Stopwatch()
         try:
             integers = _open(home, opener, box_secret, ledger, enclave, request)
         except (OpeningFailed, ChannelClosedError):
             relay.send("refused", round=request["round"], segment=request["segment"])
             continue
-        seconds = time.perf_counter() - began
-        relay.send("opened", round=request["round"], segment=request["segment"], integers=integers, seconds=seconds)
+        place = {"round": request["round"], "segment": request["segment"]}
+        relay.send("opened", **place, integers=integers, seconds=watch.seconds)
 
 
 def _next_request(relay: Channel) -> dict[str, Any] | None:

@@ -123,7 +123,7 @@ def simulated_parties(count: int, data: Mapping[str, Any]) -> tuple[dict[str, di
 # ---- running --------------------------------------------------------------------------------------------
 
 
-def run_federation(federation: Federation, watch: Callable[[Record], None], *, history: bool = True) -> Outcome:
+def run_federation(federation: Federation, watch: Callable[[Record], None]) -> Outcome:
     """Run the whole study; ``watch`` is called as things happen.
 
     Raises:
@@ -142,7 +142,7 @@ def run_federation(federation: Federation, watch: Callable[[Record], None], *, h
         rounds = federation.study.rounds + 1
         seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
         for name, start in starts.items():
-            keep = history and name == federation.key_holder
+            keep = name == federation.key_holder  # one copy of each published model is enough to compare
             start.send("start", passphrase=passphrases[name], check_seeds=seeds, history=keep)
             start.close()
         outcome = Outcome(Record(federation.names), _tree(federation))

@@ -76,10 +76,7 @@ def local(
     text = _override(text, "seed", seed, source)
     checked = parse_study(text, source)
     tables, key_holder = _parties(checked.task.class_name, study, data, parties)
-    folder = (
-        out or Path("runs") / f"{re.sub(r'[^a-z0-9]+', '-', checked.name.lower())}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
-    federation = Federation(text, checked, tables, key_holder, folder.resolve())
+    federation = Federation(text, checked, tables, key_holder, (out or _default_out(checked.name)).resolve())
     if len(tables) > (os.cpu_count() or 1) // 2:
         # Many nodes share few cores: threads inside each of them only get in each other's way.
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -97,6 +94,11 @@ def local(
         console.print(reports.summary_table(result))
         console.print(f"Report: {federation.out / 'report.html'} and report.json")
     raise typer.Exit(0 if result["ok"] else 1)
+
+
+def _default_out(name: str) -> Path:
+    """A folder for this run, named by its study and the time."""
+    return Path("runs") / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _study_text(study: Path | None, task: str | None, params: int) -> tuple[str, str]:
