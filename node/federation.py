@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -76,8 +76,11 @@ def propose(
     created: datetime,
     expires: datetime,
     out: Path,
+    sandbox_gaps: Iterable[str] = (),
 ) -> Step:
     """Check the study, its task's options, the number of parties and where they can sit; write the proposal.
+
+    ``sandbox_gaps`` names the parts of the sandbox that may be missing at a node without its refusing to start.
 
     Raises:
         WardtreeError, TopologyError: the first thing that is wrong.
@@ -101,5 +104,6 @@ def propose(
         out=out,
         min_hidden=study.aggregation.min_hidden,
         allow_two_parties=study.aggregation.allow_two_parties,
+        sandbox_gaps=sandbox_gaps,
         debug=["check-sums"] if study.debug.check_sums else [],
     )

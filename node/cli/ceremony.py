@@ -94,6 +94,9 @@ def propose_command(
     key_holder: Annotated[str, typer.Option(help="The name of the key holder.")],
     out: Out,
     days: Annotated[int, typer.Option(help="Days until the manifest expires.", min=1, max=3650)] = 90,
+    allow_gap: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A part of the sandbox that may be missing at a node.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The coordinator: put study, cards and public key into a proposal for all to sign."""
@@ -101,8 +104,8 @@ def propose_command(
     text = study.read_text(encoding="utf-8")
     _check_public_key(public_key, plan_for(checked))
     now = datetime.now(UTC)
-    expires = now + timedelta(days=days)
-    _tell(propose(text, checked, str(study), cards, public_key, key_holder, now, expires, out), as_json)
+    expires, gaps = now + timedelta(days=days), allow_gap or ()
+    _tell(propose(text, checked, str(study), cards, public_key, key_holder, now, expires, out, gaps), as_json)
 
 
 @app.command(epilog="Example: [bold]wardtree ceremony review proposal.json[/bold]")
