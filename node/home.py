@@ -19,6 +19,7 @@ from keys.manifest import Manifest
 from keys.plan import Plan
 from keys.vault import read_bounded
 from node.protocol.party import Rules
+from node.protocol.posture import UNCONFINED, Minimum, Posture
 from node.study import Study, parse_study
 from node.tasks.loader import task_digest
 from topology import Member, Roster, Tree, place
@@ -61,6 +62,7 @@ class Home:
     roster: Roster
     data: Mapping[str, Any]
     bind: str | None
+    posture: Posture = UNCONFINED
 
     @property
     def name(self) -> str:
@@ -80,6 +82,11 @@ class Home:
         return self.manifest.weights[self.name] / max(self.manifest.weights.values())
 
     @property
+    def minimum(self) -> Minimum:
+        """What every node's sandbox must be."""
+        return Minimum(frozenset(self.manifest.sandbox_gaps), frozenset(self.study.sandbox.demand))
+
+    @property
     def rules(self) -> Rules:
         return Rules(
             rounds=self.study.rounds,
@@ -88,6 +95,7 @@ class Home:
             window=WINDOW,
             gather_seconds=self.study.deadlines.round_seconds,
             join_seconds=self.study.deadlines.join_seconds,
+            minimum=self.minimum,
         )
 
 

@@ -36,7 +36,7 @@ class ModelKeeper:
         self.model = update.Model(-1, np.frombuffer(message["initial"], dtype="<f4").astype(np.float32))
         self._save_history()
         statistics = self._spec.length if self._spec else 0
-        return ev.Ready(self.digest, self.model.parameters.size, statistics)
+        return ev.Ready(self.digest, self.model.parameters.size, statistics, self._home.posture.text)
 
     def stage(self, integers: bytes) -> None:
         self._staged.append(integers)

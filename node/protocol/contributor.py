@@ -57,6 +57,7 @@ class Contributor(Party):
         self.round: Round | None = None
         self.last_round = last_round
         self._early: ev.Received | None = None
+        self.unfit: set[str] = set()  # whose sandbox the manifest does not accept
         self._owed = 0  # totals from our parent that we have not consumed yet
 
     def route_is_right(self, event: ev.Received) -> bool:
@@ -74,13 +75,19 @@ class Contributor(Party):
     def on_ready(self, event: ev.Ready) -> None:
         self.base, self.lengths = event.state, {STATISTICS: event.statistics, TRAIN: event.parameters}
         self.state = State.IDLE
-        self.send(self.parent, Joined(self.base), self.tree.key_holder)
+        self.send(self.parent, Joined(self.base, event.posture), self.tree.key_holder)
         self.do(ev.SetTimer("silence", self.rules.silence_seconds))
         if self._early:
             early, self._early = self._early, None
             self._receive(early)
 
     def on_joined(self, event: ev.Received) -> None:
+        assert isinstance(event.message, Joined)
+        if objection := self.rules.minimum.objection(event.message.posture):
+            self.unfit.add(event.sender)
+            self.drop(event, f"{event.sender} in a sandbox as the manifest demands", objection)
+            return
+        self.unfit.discard(event.sender)
         self.forward((self.parent,), event)
         self.do(ev.Consume(event.peer))
 
@@ -134,6 +141,9 @@ class Contributor(Party):
             self.drop(event, "contributors of the sender's subtree", "others or none")
         elif round_.cut or (source not in round_.sets and source not in round_.awaited):
             self.drop(event, "segments before the set was frozen", "a late one")
+        elif source in self.unfit:
+            self.drop(event, "segments of nodes that the manifest accepts", f"one of {source}")
+            self._lose(source)
         elif partial.segment and partial.contributors != round_.sets[source]:
             self.drop(event, "the set that segment 0 froze", "another")
             self._lose(source)

@@ -12,11 +12,13 @@ from node.protocol.messages import Message
 
 @dataclass(frozen=True)
 class Ready:
-    """Our own enclave has its data and model: the state's digest and the lengths of the two kinds of round."""
+    """Our own enclave has its data and model: the state's digest, the lengths of the two kinds of round, and
+    the posture in which our rooms run."""
 
     state: bytes
     parameters: int
     statistics: int
+    posture: str
 
 
 @dataclass(frozen=True)

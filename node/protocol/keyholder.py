@@ -56,6 +56,10 @@ class KeyHolder(Party):
         self._begin_when_all_joined()
 
     def on_joined(self, event: ev.Received) -> None:
+        assert isinstance(event.message, Joined)
+        if objection := self.rules.minimum.objection(event.message.posture):
+            self.drop(event, f"{event.sender} in a sandbox as the manifest demands", objection)
+            return
         self.joined[event.sender] = event.message.base
         self.do(ev.Consume(event.peer), ev.Report("joined", self.number, frozenset({event.sender})))
         self._begin_when_all_joined()

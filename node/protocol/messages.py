@@ -15,9 +15,10 @@ STATISTICS, TRAIN = "statistics", "train"
 
 @dataclass(frozen=True)
 class Joined:
-    """I am here, ready, and hold this state."""
+    """I am here, ready, and hold this state; ``posture`` is what confines my rooms (``protocol/posture.py``)."""
 
     base: bytes
+    posture: str
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from node.protocol import events as ev
 from node.protocol.messages import Message
+from node.protocol.posture import NO_GAPS, Minimum
 from topology import Tree
 
 
@@ -36,6 +37,7 @@ class Rules:
     join_seconds: float
     stall_seconds: float = 10.0
     goodbye_seconds: float = 5.0
+    minimum: Minimum = NO_GAPS
 
     @property
     def silence_seconds(self) -> float:

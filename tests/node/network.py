@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from node.protocol import events as ev
 from node.protocol.contributor import Contributor
@@ -18,7 +20,10 @@ from node.protocol.keyholder import KeyHolder
 from node.protocol.link import Link, Wire
 from node.protocol.messages import Message
 from node.protocol.party import Party, Rules
+from node.protocol.posture import Posture
 from topology import Member, Roster, Tree, place
+
+CONFINED = Posture("required", 7, frozenset()).text
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Network:
         window: int = 2,
         min_hidden: int = 2,
         bases: dict[str, bytes] | None = None,
+        postures: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.random = random.Random(seed)
         names = [f"p{i:02}" for i in range(parties)]
@@ -90,7 +96,9 @@ class Network:
             self.nodes[name] = Node(name, machine, links)
             if bases and name in bases:
                 self.nodes[name].state = bases[name]
-            self.nodes[name].jobs.append(ev.Ready(self.nodes[name].state, length, statistics))
+            self.nodes[name].jobs.append(
+                ev.Ready(self.nodes[name].state, length, statistics, postures.get(name, CONFINED))
+            )
         for child, parent in self.tree.parent.items():
             self.wires[child, parent], self.wires[parent, child] = deque(), deque()
             self.connect(child)

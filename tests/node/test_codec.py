@@ -24,7 +24,7 @@ MANIFEST, BASE, STATE = b"\x11" * 32, b"\x22" * 32, b"\x33" * 32
 CODEC = Codec(MANIFEST, Roster(tuple(map(Member, NAMES)), "ada"), KEYS, verify)
 
 EXAMPLES: tuple[Message, ...] = (
-    Joined(BASE),
+    Joined(BASE, "required landlock=7 gaps=swap"),
     Open(7, BASE, "train", 1000, True, 30_000),
     Partial(7, BASE, 3, frozenset({"bo", "cy"}), b"ciphertexts"),
     Absent(7, BASE),
@@ -40,7 +40,7 @@ sets = st.frozensets(st.sampled_from(NAMES))
 texts = st.text(st.characters(codec="utf-8"), max_size=50)
 payloads = st.binary(max_size=300)
 messages: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Joined, digests),
+    st.builds(Joined, digests, texts),
     st.builds(Open, numbers, digests, texts, numbers, st.booleans(), numbers),
     st.builds(Partial, numbers, digests, numbers, sets, payloads),
     st.builds(Absent, numbers, digests),
@@ -91,10 +91,11 @@ def test_there_is_an_example_of_every_kind_in_the_order_of_the_wire() -> None:
 
 GOLDEN: dict[type[Any], str] = {
     Joined: (
-        "e31eb59a4a6a95227215727782f968732c58ce5c2bddc9717b531a7a5524a4b3af4cbda4c6cbf889c51f4441ecef99ac47c727f6"
-        "f027be6a44462a177e4b12049b0100c42011111111111111111111111111111111111111111111111111111111111111110000c4"
-        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646190c420e3b0c44298fc1c"
-        "149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        "a6f71138f625706495eb0e2cdfb8e7b1535e08e345d0613d95aa555a092f77bb53cae74e7ad40d9fffa9817baa0a2df1ccdce4df"
+        "5e4884f34f6b1dc86c07d4089b0100c42011111111111111111111111111111111111111111111111111111111111111110000c4"
+        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646191bd7265717569726564"
+        "206c616e646c6f636b3d3720676170733d73776170c420e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b78"
+        "52b855"
     ),
     Open: (
         "0aaf2e0e19fd52ae8f23a52a88b154d357fb9eb0a7d1d8a4cf7e0759c3406fe196362306e0c304ac495b02c9281b54a7c41d88cf"
