@@ -29,6 +29,9 @@ from node import update
 from node.channel import Channel, ChannelClosedError
 from node.process import describe, name_process, reap, spawn
 from node.protocol.messages import STATISTICS
+from node.protocol.posture import Posture
+from node.sandbox import policy
+from node.sandbox.enter import narrow, silence
 from node.sealers import Sealers
 from node.sumcheck import fingerprint
 from node.tasks.base import Setup, Task
@@ -58,6 +61,7 @@ class EnclaveSettings:
     share: float
     plan: Plan
     is_key_holder: bool
+    posture: Posture
 
 
 def reseed() -> None:
@@ -137,6 +141,8 @@ def run_enclave(relay: Channel, keyroom: Channel | None, settings: EnclaveSettin
     try:
         job = relay.receive()
         sealers = start_sealers(job, settings)  # before the task's libraries start threads here
+        narrow(policy.enclave(), settings.posture)  # from here on no other process, and nothing is printed
+        silence()
         task = load_task(
             settings.task,
             Setup(settings.party, settings.options, settings.data, settings.seed, settings.home),
@@ -223,7 +229,9 @@ def start_sealers(job: dict[str, Any], settings: EnclaveSettings) -> Sealers | N
     spare = min(len(os.sched_getaffinity(0)) - 1, MAX_SEALERS)
     if settings.plan.ciphertexts(length) < settings.plan.segment_ciphertexts or spare < 1:
         return None
-    return Sealers(settings.plan, (settings.home / PUBLIC_KEY).read_bytes(), length, settings.party, spare)
+    return Sealers(
+        settings.plan, (settings.home / PUBLIC_KEY).read_bytes(), length, settings.party, spare, settings.posture
+    )
 
 
 def model_from(job: dict[str, Any]) -> update.Model:

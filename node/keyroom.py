@@ -27,6 +27,8 @@ from node.channel import Channel, ChannelClosedError
 from node.home import Home
 from node.ledger import Ledger
 from node.process import name_process, reap, spawn
+from node.sandbox import policy
+from node.sandbox.enter import narrow
 from node.telemetry import Stopwatch
 from node.update import open_total
 from topology import quorum_met
@@ -67,18 +69,14 @@ def make_key(home: Path, passphrase: str, plan: Plan, public_key: Path, cost: Kd
     write_public(public_key, public)
 
 
-def openings_file(home: Home) -> str:
-    """The ledger of what was opened with this key, and whether it is retired."""
-    return f"openings-{home.manifest.public_key_digest[:16]}.jsonl"
-
-
 def _serve_round(
     relay: Channel, enclave: Channel, template: socket.socket, home: Home, secret: bytes, box_secret: bytes
 ) -> None:
     """One round's openings, in order, until the relay says that the round is over."""
+    narrow(policy.keyroom_child(), home.posture)
     template.close()
     name_process("keyroom child")
-    ledger = Ledger(home.path / openings_file(home))
+    ledger = Ledger(home.openings)
     opener = Opener(home.plan, secret)
     while (request := _next_request(relay)) is not None:
         watch = Stopwatch()

@@ -59,6 +59,8 @@ class Federation:
         data: for each party its own ``[data]`` table.
         key_holder: who holds the secret key.
         out: the run's folder; homes, ceremony files, models and reports go there.
+        gaps: parts of the sandbox that may be missing; they go into the manifest.
+        policy: what confines the rooms, where it is not the default; "off" needs the gap "no-sandbox".
     """
 
     study_text: str
@@ -66,6 +68,8 @@ class Federation:
     data: Mapping[str, Mapping[str, Any]]
     key_holder: str
     out: Path
+    gaps: tuple[str, ...] = ()
+    policy: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -143,7 +147,8 @@ def run_federation(federation: Federation, watch: Callable[[Record], None]) -> O
         seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
         for name, start in starts.items():
             keep = name == federation.key_holder  # one copy of each published model is enough to compare
-            start.send("start", passphrase=passphrases[name], check_seeds=seeds, history=keep)
+            start.send("start", check_seeds=seeds, history=keep, policy=federation.policy)
+            start.send("passphrase", passphrase=passphrases[name])
             start.close()
         outcome = Outcome(Record(federation.names), _tree(federation))
         _follow(telemetry, outcome, children, watch)
@@ -204,10 +209,10 @@ def _supervise(home: Path, out: Path, wait: Channel, telemetry: Channel, inherit
         start = wait.receive()
     except ChannelClosedError:
         raise SystemExit(2) from None
-    wait.close()
-    options = Options(tuple(start["check_seeds"]), out / "models" if start["history"] else None)
+    history = out / "models" if start["history"] else None
+    options = Options(tuple(start["check_seeds"]), history, start["policy"], insecure_development=True)
     try:
-        code = run_node(home, lambda: start["passphrase"], telemetry, options)
+        code = run_node(home, lambda: wait.receive()["passphrase"], telemetry, options)
     except WardtreeError as error:
         telemetry.send("stopped", party=home.name, time=time.time(), error=str(error))
         code = 2
@@ -281,6 +286,7 @@ def hold_ceremony(federation: Federation) -> dict[str, str]:
         now,
         now + timedelta(days=1),
         table / "proposal.json",
+        federation.gaps,
     )
     signatures = [table / f"{name}.signature.json" for name in federation.names]
     for name, signature in zip(federation.names, signatures, strict=True):

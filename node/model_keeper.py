@@ -68,8 +68,8 @@ class ModelKeeper:
         return self._options.check_seeds[round_] if allowed else None
 
     def save(self) -> None:
-        """Write the final model into the home."""
-        save_model(self._home.path / MODEL, self.model)
+        """Write the final model where the relay may write; the supervisor then moves it into the home."""
+        save_model(self._home.relay_folder / MODEL, self.model)
 
     def _check_sums(self, command: ev.Apply, staged: list[bytes]) -> None:
         seed = self.check_seed(command.round)

@@ -40,7 +40,7 @@ class Neighbours:
         children = home.tree.children[home.name]
         session = secrets.randbits(63) | 1
         self._links = {peer: Link(session, home.rules.window) for peer in (*children, self.parent) if peer}
-        peers = {card.name: Peer(card.name, card.curve_key, card.endpoint) for card in home.manifest.cards}
+        peers = {card.name: Peer(card.name, card.curve_key, home.address(card)) for card in home.manifest.cards}
         self.transport = Transport(
             identity.curve_secret,
             peers.values(),

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from keys.errors import WardtreeError
+from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError, conceal, prctl
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 4, 15, 38
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def spawn(parent_signal: int, target: Callable[..., None], *arguments: Any) -> int:
@@ -40,8 +40,9 @@ def spawn(parent_signal: int, target: Callable[..., None], *arguments: Any) -> i
 def end_process(target: Callable[..., None], *arguments: Any) -> NoReturn:
     """Run ``target`` in a freshly forked process and end it, whatever happens.
 
-    Exit codes: 0, the target's own SystemExit, 1 for an error that a user can cause, and 70 (EX_SOFTWARE)
-    for a bug of ours, which alone prints a traceback.
+    Exit codes: 0, the target's own SystemExit, 1 for an error that a user can cause, 69 (EX_UNAVAILABLE) where
+    the sandbox cannot be had, which is said, and 70 (EX_SOFTWARE) for a bug of ours, which alone prints a
+    traceback.
     """
     code = 1
     try:
@@ -50,6 +51,9 @@ def end_process(target: Callable[..., None], *arguments: Any) -> NoReturn:
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
+    except SandboxError as error:
+        print(f"wardtree: {error}", file=sys.stderr)
+        code = EXIT_UNAVAILABLE
     except (KeyboardInterrupt, WardtreeError):
         pass
     except BaseException:
@@ -65,8 +69,7 @@ def end_process(target: Callable[..., None], *arguments: Any) -> NoReturn:
 def harden() -> None:
     """No core files, no dumping or tracing by the same user, no new privileges; default signals."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    prctl(_PR_SET_DUMPABLE, 0)
-    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    conceal()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which ends the rest
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
@@ -77,11 +80,6 @@ def name_process(name: str) -> None:
     """What ``ps -o comm`` shows: at most 15 characters of it are kept by the kernel."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     prctl(_PR_SET_NAME, ctypes.addressof(buffer))
-
-
-def prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
-        raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
 def reap(child: int) -> int:

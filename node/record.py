@@ -48,12 +48,15 @@ class Record:
     final: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     status: dict[str, str] = field(default_factory=dict)
+    postures: dict[str, str] = field(default_factory=dict)
     parameters: int = 0
     current: int = -1
 
     def take(self, event: Mapping[str, Any]) -> None:
         party = event["party"]
         match event:
+            case {"kind": "posture", "text": text}:
+                self.postures[party] = text
             case {"kind": "ready"}:
                 self.parameters = event["parameters"]
                 self.status[party] = "ready"

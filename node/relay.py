@@ -20,7 +20,7 @@ from keys.ckks import Sealer
 from keys.errors import WardtreeError
 from node import update
 from node.channel import Channel, ChannelClosedError
-from node.home import LEDGER, Home, HomeError, Options
+from node.home import Home, HomeError, Options
 from node.ledger import Ledger
 from node.model_keeper import ModelKeeper
 from node.neighbours import REINTRODUCE_SECONDS, Neighbours
@@ -81,7 +81,7 @@ class Relay:
         self.home, self.telemetry = home, telemetry
         self.template, self.keyroom = Template(template), keyroom
         self.identity = load_identity(home.path, passphrase)
-        self.ledger = Ledger(home.path / LEDGER, self.identity.sign)
+        self.ledger = Ledger(home.ledger, self.identity.sign)
         _refuse_a_second_start(home, self.ledger)
         self.sealer = Sealer(home.plan, (home.path / PUBLIC_KEY).read_bytes())
         self.keeper = ModelKeeper(home, options, telemetry)
@@ -97,7 +97,8 @@ class Relay:
 
     def run(self) -> int:
         """Until the machine stops; gives the exit code."""
-        self.ledger.append(what="started", manifest=self.home.manifest.digest, time=int(time.time()))
+        posture = self.home.posture.text
+        self.ledger.append(what="started", manifest=self.home.manifest.digest, posture=posture, time=int(time.time()))
         keyroom = self.keyroom.read if self.keyroom else None
         for descriptor in (self.template.descriptor, keyroom):
             if descriptor is not None:

@@ -3,6 +3,9 @@
 Order matters. The template of the enclaves is forked first, before there is a passphrase in memory; then
 the key room (at the key holder) and the relay, which open what they need of the sealed files themselves.
 When the relay ends, or the supervisor is told to, everything else is ended too.
+
+Each room is confined by the first line that it runs (``node/sandbox``), before it imports what it needs. If
+that cannot be done as the manifest asks, no room starts, and the exit code is 69.
 """
 
 from __future__ import annotations
@@ -12,13 +15,19 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from keys.errors import WardtreeError
 from node.channel import Channel
-from node.home import Home, Options, load_home, lock_home
+from node.home import MODEL, Home, HomeError, Options, load_home, lock_home
 from node.process import name_process, reap, spawn
+from node.sandbox import policy
+from node.sandbox.enter import enter
+from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError, conceal
+from node.sandbox.machine import detect, require
+from node.sandbox.names import resolve
 from node.telemetry import Telemetry
 
 
@@ -32,18 +41,24 @@ def run_node(path: Path, passphrase: Callable[[], str], channel: Channel | None,
         options: see :class:`Options`.
 
     Returns:
-        The exit code: 0 the study is complete, 1 it failed, 2 this node could not start or go on.
+        The exit code: 0 the study is complete, 1 it failed, 2 this node could not start or go on, 69 the
+        kernel did not confine a room.
 
     Raises:
+        SandboxError: this machine lacks what the manifest asks for.
         WardtreeError: the home is not ready.
     """
-    home = load_home(path, datetime.now(UTC))
+    options = options or Options()
+    home = _in_posture(load_home(path, datetime.now(UTC)), options)
     lock = lock_home(path)
+    conceal()
     name_process(f"node {home.name}")
     children: list[int] = []
     telemetry = Telemetry(channel, home.name)
     try:
-        return _run(home, passphrase, telemetry, options or Options(), children)
+        _make_files(home, options)
+        telemetry.tell("posture", text=home.posture.text)
+        return _run(home, passphrase, telemetry, options, children)
     finally:
         for child in children:
             with contextlib.suppress(ProcessLookupError):
@@ -52,6 +67,28 @@ def run_node(path: Path, passphrase: Callable[[], str], channel: Channel | None,
             with contextlib.suppress(ChildProcessError):
                 reap(child)
         os.close(lock)
+
+
+def _in_posture(home: Home, options: Options) -> Home:
+    """The home, with what confines its rooms on this machine; whoever is below the manifest's minimum ends here."""
+    asked = options.policy or home.policy
+    if asked == "off" and not options.insecure_development:
+        raise HomeError(f"{home.name}: the sandbox is off only with --insecure-development")
+    posture = detect(asked)
+    require(posture, home.minimum, home.name)
+    return replace(home, posture=posture)
+
+
+def _make_files(home: Home, options: Options) -> None:
+    """What a confined room may write must exist before: only in its own folder can the relay make files."""
+    try:
+        for file in (home.ledger, *([home.openings] if home.is_key_holder else [])):
+            os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        home.relay_folder.mkdir(0o700, exist_ok=True)
+        if options.history:
+            options.history.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HomeError(f"{error.filename}: cannot be written: {error.strerror}") from error
 
 
 def _run(home: Home, passphrase: Callable[[], str], telemetry: Telemetry, options: Options, children: list[int]) -> int:
@@ -75,12 +112,15 @@ def _run(home: Home, passphrase: Callable[[], str], telemetry: Telemetry, option
         relay_end.close()
     code = reap(relay)
     children.remove(relay)
-    if code not in (0, 1, 2):
+    if code not in (0, 1, 2, EXIT_UNAVAILABLE):
         raise WardtreeError(f"{home.name}: the relay ended with {code}; see its message above")
+    if code == 0:
+        os.replace(home.relay_folder / MODEL, home.path / MODEL)
     return code
 
 
 def _close_others(sockets: list[socket.socket], keep: tuple[socket.socket | None, ...]) -> None:
+    """Python's own objects too: one that is forgotten later would close a number that by then is another's."""
     for end in sockets:
         if end not in keep:
             end.close()
@@ -88,6 +128,7 @@ def _close_others(sockets: list[socket.socket], keep: tuple[socket.socket | None
 
 def _template(home: Home, control: socket.socket, jobs: socket.socket | None, sockets: list[socket.socket]) -> None:
     _close_others(sockets, (control, jobs))
+    enter(policy.template(home), home.posture, [end.fileno() for end in (control, jobs) if end])
     from node.enclave import EnclaveSettings, run_template
 
     settings = EnclaveSettings(
@@ -102,6 +143,7 @@ def _template(home: Home, control: socket.socket, jobs: socket.socket | None, so
         share=home.share,
         plan=home.plan,
         is_key_holder=home.is_key_holder,
+        posture=home.posture,
     )
     run_template(control, jobs, settings)
 
@@ -116,6 +158,7 @@ def _keyroom(
 ) -> None:
     relay_end.close()
     _close_others(sockets, (jobs,))
+    enter(policy.keyroom(home), home.posture, [*channel.descriptors, jobs.fileno()])
     from node.keyroom import run_keyroom
 
     run_keyroom(channel, jobs, home, passphrase)
@@ -131,6 +174,14 @@ def _relay(
     sockets: list[socket.socket],
 ) -> None:
     _close_others(sockets, (control,))
+    keep = [control.fileno(), *telemetry.descriptors, *(keyroom.descriptors if keyroom else ())]
+    endpoints = {card.name: card.endpoint for card in home.manifest.cards if card.endpoint}
+    try:
+        home = replace(home, addresses=resolve(endpoints, home.tree.parent.get(home.name)))
+        enter(policy.relay(home, options.history), home.posture, keep)
+    except WardtreeError as error:
+        telemetry.tell("stopped", error=str(error))
+        raise SystemExit(EXIT_UNAVAILABLE if isinstance(error, SandboxError) else 2) from error
     from node.relay import run_relay
 
     run_relay(home, passphrase, control, keyroom, telemetry, options)

@@ -18,6 +18,11 @@ class Telemetry:
     def __init__(self, channel: Channel | None, party: str) -> None:
         self._channel, self._party = channel, party
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What must stay open for it."""
+        return self._channel.descriptors if self._channel else ()
+
     def tell(self, event: str, **fields: Any) -> None:
         if self._channel is None:
             return

@@ -1,7 +1,8 @@
 """The command line: ``wardtree``. Thin: it reads arguments, calls, prints, and turns errors into exit codes.
 
 Exit codes: 0 done; 1 the study failed, or a result is not what it must be; 2 wrong input: a message of one
-line says who, what was expected, what came; 70 a bug of ours; 130 interrupted.
+line says who, what was expected, what came; 69 this machine lacks a part of the sandbox that is asked for; 70 a
+bug of ours; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import typer
 
 from keys.errors import WardtreeError
 from node.cli import bench, ceremony, local, node, plan, study
+from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError
 from topology import TopologyError
 
 app = typer.Typer(
@@ -54,6 +56,6 @@ def main() -> None:
     except (WardtreeError, TopologyError) as error:
         for line in str(error).splitlines():
             print(f"wardtree: {line}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(EXIT_UNAVAILABLE if isinstance(error, SandboxError) else 2)
     except BrokenPipeError:
         sys.exit(1)

@@ -13,6 +13,7 @@ from keys import ceremony
 from keys.ceremony import Step
 from keys.plan import Plan
 from keys.vault import STANDARD, naming, read_bounded
+from node.cli.gaps import AllowGap
 from node.cli.passphrase import Descriptor, read_passphrase
 from node.federation import plan_for, propose
 from node.study import read_study
@@ -94,9 +95,7 @@ def propose_command(
     key_holder: Annotated[str, typer.Option(help="The name of the key holder.")],
     out: Out,
     days: Annotated[int, typer.Option(help="Days until the manifest expires.", min=1, max=3650)] = 90,
-    allow_gap: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A part of the sandbox that may be missing at a node.")
-    ] = None,
+    allow_gap: AllowGap = None,
     as_json: Json = False,
 ) -> None:
     """The coordinator: put study, cards and public key into a proposal for all to sign."""

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from node import report as reports
+from node.cli.gaps import AllowGap
 from node.display import LiveView
 from node.local import (
     STUDIES,
@@ -24,7 +25,10 @@ from node.local import (
     run_federation,
     simulated_parties,
 )
-from node.study import parse_study
+from node.protocol.posture import Minimum
+from node.sandbox.machine import detect, require
+from node.sandbox.root import leave_root
+from node.study import Study, parse_study
 
 HEART = STUDIES / "heart.toml"
 HEART_DATA = STUDIES / "heart.data.toml"
@@ -54,6 +58,10 @@ def local(
     task: Annotated[str | None, typer.Option(help='"synthetic": no data, no torch, for load and scale.')] = None,
     params: Annotated[int, typer.Option(help="Parameters of the synthetic task.", min=1)] = 10_000,
     out: Annotated[Path | None, typer.Option(help="The run's folder, new or empty; default: runs/NAME-DATE.")] = None,
+    allow_gap: AllowGap = None,
+    insecure_development: Annotated[
+        bool, typer.Option("--insecure-development", help="No sandbox at all: for work on wardtree itself.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
     """Run a whole tree of hospitals on this machine: real processes, real sockets, a real key ceremony.
@@ -61,7 +69,8 @@ def local(
     Each party has its own folder and its own processes. The report compares what each hospital could do
     alone with the federation, and with data pooled in one place, which is never allowed in life.
 
-    Exit code 0: the study is complete, all models are identical and, where checked, all sums exact.
+    Exit code 0: the study is complete, all models are identical and, where checked, all sums exact. 69: this
+    machine lacks a part of the sandbox; `wardtree doctor` says which.
 
     Examples:
 
@@ -76,7 +85,11 @@ def local(
     text = _override(text, "seed", seed, source)
     checked = parse_study(text, source)
     tables, key_holder = _parties(checked.task.class_name, study, data, parties)
-    federation = Federation(text, checked, tables, key_holder, (out or _default_out(checked.name)).resolve())
+    folder = (out or _default_out(checked.name)).resolve()
+    leave_root(folder)
+    policy = "off" if insecure_development else "required"
+    gaps = _gaps(policy, allow_gap or [], checked)
+    federation = Federation(text, checked, tables, key_holder, folder, gaps, policy)
     if len(tables) > (os.cpu_count() or 1) // 2:
         # Many nodes share few cores: threads inside each of them only get in each other's way.
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -94,6 +107,19 @@ def local(
         console.print(reports.summary_table(result))
         console.print(f"Report: {federation.out / 'report.html'} and report.json")
     raise typer.Exit(0 if result["ok"] else 1)
+
+
+def _gaps(policy: str, allowed: list[str], study: Study) -> tuple[str, ...]:
+    """The gaps that this run's manifest allows: those asked for, the sandbox being off, and root where we are.
+
+    Raises:
+        SandboxError: this machine has another.
+    """
+    posture = detect(policy)
+    gaps = {*allowed, *(posture.gaps & {"root", "no-sandbox"})}
+    minimum = Minimum(frozenset(gaps), frozenset(study.sandbox.demand))
+    require(posture, minimum, "this machine", "run with --allow-gap, and the manifest allows it by name")
+    return tuple(sorted(gaps))
 
 
 def _default_out(name: str) -> Path:

@@ -12,13 +12,22 @@ import typer
 
 from node.channel import Channel, ChannelClosedError
 from node.cli.passphrase import Descriptor, read_passphrase
+from node.home import HomeError, Options
 from node.process import name_process, reap, spawn
+from node.sandbox.machine import POLICIES
 from node.supervisor import run_node
 
 
 def node(
     home: Annotated[Path, typer.Option(help="The node's home folder, made by the ceremony.")],
     passphrase_fd: Descriptor = None,
+    sandbox: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY", help="required, bubblewrap, external or off, instead of what node.toml says or required."
+        ),
+    ] = None,
+    insecure_development: Annotated[bool, typer.Option("--insecure-development", help="Let --sandbox off be.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line for what happens.")] = False,
 ) -> None:
     """Run one institution's node until the study ends.
@@ -26,18 +35,24 @@ def node(
     The home must have joined a manifest (`wardtree ceremony join`). The node dials its parent in the tree and
     waits for its children; where each sits follows from the manifest.
 
+    Its rooms are confined by the kernel. Exit code 69: this machine lacks a part of that, and the manifest does
+    not allow the gap by name; `wardtree doctor --home HOME` says more.
+
     Examples:
 
         wardtree node --home /srv/wardtree/uppsala
 
         wardtree node --home /srv/wardtree/uppsala --passphrase-fd 3 3< /run/keys/uppsala
     """
+    if sandbox not in (None, *POLICIES):
+        raise HomeError(f"--sandbox: expected {', '.join(POLICIES)}; came {sandbox!r}")
+    options = Options(policy=sandbox, insecure_development=insecure_development)
     ours, theirs = Channel.pair()
     # The reader is forked before there is a passphrase in this process.
     reader = spawn(signal.SIGKILL, _show, ours, theirs, as_json)
     ours.close()
     try:
-        code = run_node(home, lambda: read_passphrase(passphrase_fd, str(home)), theirs)
+        code = run_node(home, lambda: read_passphrase(passphrase_fd, str(home)), theirs, options)
     finally:
         theirs.close()
         reap(reader)
@@ -59,6 +74,8 @@ def _show(channel: Channel, other: Channel, as_json: bool) -> None:
 
 def _in_words(event: dict[str, Any]) -> str:
     match event:
+        case {"kind": "posture", "text": text}:
+            return f"sandbox: {text}"
         case {"kind": "ready", "parameters": parameters}:
             return f"ready: {parameters} parameters; waiting for the others"
         case {"kind": "round", "what": what, "round": number, "contributors": names}:

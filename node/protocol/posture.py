@@ -26,6 +26,8 @@ ADVISORY = {
     "ptrace": "processes of one user may trace each other",
     "swap": "memory may be written to a swap device",
 }
+KERNEL = frozenset({"landlock", "landlock-tcp", "landlock-truncate", "seccomp"})
+"""What an administrator's own room around the node stands for, where the manifest allows ``external``."""
 _TEXT = re.compile(r"([a-z]{1,20}) landlock=([0-9]{1,3}) gaps=((?:[a-z-]{1,30},)*[a-z-]{1,30})?")
 
 
@@ -72,6 +74,8 @@ class Minimum:
     def refused(self, posture: Posture) -> tuple[str, ...]:
         """The gaps for which a node in this posture may not take part, sorted. A gap that we do not know counts."""
         tolerated = self.allowed | (ADVISORY.keys() - self.demanded)
+        if posture.policy == "external" and "external" in self.allowed:
+            tolerated |= KERNEL
         return tuple(sorted(posture.gaps - tolerated))
 
     def objection(self, text: str) -> str | None:
