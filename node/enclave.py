@@ -31,7 +31,8 @@ from node.process import describe, name_process, reap, spawn
 from node.protocol.messages import STATISTICS
 from node.protocol.posture import Posture
 from node.sandbox import policy
-from node.sandbox.enter import narrow, silence
+from node.sandbox.enter import entered, narrow, silence
+from node.sandbox.explain import Witness
 from node.sealers import Sealers
 from node.sumcheck import fingerprint
 from node.tasks.base import Setup, Task
@@ -137,12 +138,14 @@ def run_enclave(relay: Channel, keyroom: Channel | None, settings: EnclaveSettin
     """One job, from its first message to the end of this process."""
     name_process(f"enclave {settings.party}")
     reseed()
+    witness = Witness(entered())
     sealers: Sealers | None = None
     try:
         job = relay.receive()
         sealers = start_sealers(job, settings)  # before the task's libraries start threads here
         narrow(policy.enclave(), settings.posture)  # from here on no other process, and nothing is printed
         silence()
+        witness.watch()
         task = load_task(
             settings.task,
             Setup(settings.party, settings.options, settings.data, settings.seed, settings.home),
@@ -156,13 +159,18 @@ def run_enclave(relay: Channel, keyroom: Channel | None, settings: EnclaveSettin
     except update.UpdateError as error:
         report(relay, f"{settings.party}: {error}")
     except WardtreeError as error:
-        report(relay, str(error))
+        report(relay, f"{error}{_refused(witness, error)}")
     except Exception as error:
         # The message of a stranger's exception may quote data: it stays here.
-        report(relay, f"{settings.party}: the task failed: {describe(error)}")
+        report(relay, f"{settings.party}: the task failed: {describe(error)}{_refused(witness, error)}")
     finally:
         if sealers:
             sealers.close()
+
+
+def _refused(witness: Witness, error: Exception) -> str:
+    rule = witness.rule(error)
+    return f"; refused by the sandbox: {rule}" if rule else ""
 
 
 def report(relay: Channel, text: str) -> None:

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -89,7 +90,12 @@ def reap(child: int) -> int:
 
 
 def describe(error: BaseException) -> str:
-    """An exception's type and place, without its message: that may quote data."""
+    """An exception's type and place, without its message: that may quote data.
+
+    The place is the last line that is neither Python's nor a package's: there somebody can do something.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
+    place = "".join(f" at {os.path.basename(frame.filename)}:{frame.lineno}" for frame in (own or frames)[-1:])
     return f"{type(error).__name__}{place}"

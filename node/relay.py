@@ -31,6 +31,8 @@ from node.protocol.keyholder import KeyHolder
 from node.protocol.messages import Partial
 from node.protocol.party import Party
 from node.rooms import Enclave, RoomError, Template, round_job
+from node.sandbox import policy
+from node.sandbox.enter import narrow
 from node.telemetry import Stopwatch, Telemetry
 
 INTRODUCE = "introduce"
@@ -88,6 +90,7 @@ class Relay:
         self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.tree, home.rules)
         self.neighbours = Neighbours(home, self.identity, self._refused)
         self.transport = self.neighbours.transport
+        narrow(policy.listening_relay(), home.posture)
         self.current = Current()
         self.timers: dict[str, float] = {}
         self.events: deque[ev.Event] = deque()

@@ -128,7 +128,8 @@ def _close_others(sockets: list[socket.socket], keep: tuple[socket.socket | None
 
 def _template(home: Home, control: socket.socket, jobs: socket.socket | None, sockets: list[socket.socket]) -> None:
     _close_others(sockets, (control, jobs))
-    enter(policy.template(home), home.posture, [end.fileno() for end in (control, jobs) if end])
+    room = policy.template(home.path, home.task_source, home.readable)
+    enter(room, home.posture, [end.fileno() for end in (control, jobs) if end])
     from node.enclave import EnclaveSettings, run_template
 
     settings = EnclaveSettings(

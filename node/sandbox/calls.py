@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 
-from node.sandbox.seccomp import ALLOWED, UNKNOWN, Rule, Rules, Test
+from node.sandbox.seccomp import ALLOWED, REFUSED, UNKNOWN, Rule, Rules, Test
 
 _MEMORY = """
     brk mmap munmap mprotect mremap madvise msync mincore mlock mlock2 munlock membarrier memfd_create
@@ -98,6 +98,11 @@ def alone() -> Rules:
     Comes on top of the rules of the process that forked it.
     """
     return {**_EVERY_ROOM, **_each("wait4 waitid"), "clone": _THREADS_ONLY}
+
+
+def listening_relay() -> Rules:
+    """The relay, but for new places to listen at."""
+    return {**relay(), "bind": REFUSED, "listen": REFUSED}
 
 
 def relay() -> Rules:

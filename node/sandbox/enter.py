@@ -13,12 +13,15 @@ from pathlib import Path
 from node.protocol.posture import Posture
 from node.sandbox import landlock, seccomp
 from node.sandbox.kernel import SandboxError, conceal, drop_capabilities, wipe_freed_memory
+from node.sandbox.landlock import Reach
 from node.sandbox.policy import Room
 
 _QUIET = {
     "JOBLIB_MULTIPROCESSING": "0",  # it would make a semaphore, which is a file
-    "TORCHINDUCTOR_CACHE_DIR": "/nonexistent",  # torch would look for a folder to write to
+    "TORCHINDUCTOR_CACHE_DIR": "/",  # torch would make a folder; this one exists
 }
+
+_entered: list[Reach] = []
 
 
 def enter(room: Room, posture: Posture, keep: Iterable[int] = ()) -> None:
@@ -45,6 +48,13 @@ def enter(room: Room, posture: Posture, keep: Iterable[int] = ()) -> None:
     drop_capabilities()
     _confine(room, posture)
     _prove(room, posture)
+    if room.reach:
+        _entered.append(room.reach)
+
+
+def entered() -> Reach | None:
+    """What this process may reach since it, or the one that forked it, entered a room; None: it is not confined."""
+    return _entered[-1] if _entered else None
 
 
 def narrow(room: Room, posture: Posture) -> None:
@@ -77,7 +87,7 @@ def _prove(room: Room, posture: Posture) -> None:
     for in_force, part, attempt in attempts:
         if in_force and _succeeds(attempt):
             raise SandboxError(f"{room.name}: {part} took the rules, but does not keep them; the node does not start")
-    if not _succeeds(lambda: open(tempfile.__file__).close()):
+    if os.geteuid() == 0 and not _succeeds(lambda: open(tempfile.__file__).close()):
         raise SandboxError(
             f"{room.name}: Python's library {Path(tempfile.__file__).parent} cannot be read without root's privileges; "
             "run as an ordinary user, with a Python that this user may read"

@@ -64,10 +64,18 @@ def relay(home: Home, history: Path | None) -> Room:
     return Room("relay", reach, calls.relay)
 
 
-def template(home: Home) -> Room:
+def listening_relay() -> Room:
+    """The relay once its sockets are made: it listens where it does already, and nowhere else.
+
+    A socket that listens without a port gets one from the kernel, and Landlock is not asked.
+    """
+    return Room("relay", None, calls.listening_relay)
+
+
+def template(home: Path, task_source: Path, readable: Iterable[Path]) -> Room:
     """Where enclaves are forked; what they may read, it may."""
-    reach = python_reach(home.task_source)
-    return Room("template", replace(reach, read=(*reach.read, home.path / PUBLIC_KEY, *home.readable)), calls.template)
+    reach = python_reach(task_source)
+    return Room("template", replace(reach, read=(*reach.read, home / PUBLIC_KEY, *readable)), calls.template)
 
 
 def enclave() -> Room:

@@ -26,10 +26,15 @@ from node.enclave import EnclaveSettings, run_template
 from node.process import reap, spawn
 from node.protocol.messages import TRAIN
 from node.rooms import Enclave, RoomError, Template, round_job
+from node.sandbox import policy
+from node.sandbox.enter import enter
+from node.sandbox.machine import detect
 from node.sumcheck import fingerprint
+from node.tasks.loader import task_source
 from node.update import Model
 
 PLAN = Plan()
+POSTURE = detect()
 DRAWS, HALVES = 1, 3
 GENERATORS = ("random", "numpy", "torch")
 LENGTH = 12
@@ -127,12 +132,15 @@ def running(home: Path, task: str = "chance:Chance", *, is_key_holder: bool = Tr
         share=1.0,
         plan=PLAN,
         is_key_holder=is_key_holder,
+        posture=POSTURE,
     )
     (control, theirs), (jobs, their_jobs) = socket.socketpair(), socket.socketpair()
 
     def run() -> None:
         control.close()
         jobs.close()
+        keep = [end.fileno() for end in (theirs, *([their_jobs] if is_key_holder else []))]
+        enter(policy.template(home, task_source(task), ()), POSTURE, keep)
         run_template(theirs, their_jobs if is_key_holder else None, settings)
 
     process = spawn(signal.SIGKILL, run)
