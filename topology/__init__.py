@@ -5,10 +5,11 @@ Standard library only and pure: the same roster, live set and seed give the same
 
 from topology.quorum import hidden, quorum_met
 from topology.roster import Member, Roster, TopologyError
-from topology.tree import Tree, check_placeable, place
+from topology.tree import Placement, Tree, check_placeable, place
 
 __all__ = [
     "Member",
+    "Placement",
     "Roster",
     "TopologyError",
     "Tree",
