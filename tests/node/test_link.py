@@ -81,7 +81,8 @@ class Line:
         if life.link.established != life.established:
             life.established = life.link.established
             life.unconsumed.clear()  # a round machine forgets what a restarted neighbour said
-        life.arrived.setdefault(life.link.peer_session or 0, []).extend(items)
+        if items:
+            life.arrived.setdefault(life.link.peer_session or 0, []).extend(items)
         life.unconsumed.extend(items)
         assert len(life.unconsumed) <= self.window, "a reader never holds more than its window"
 
