@@ -46,7 +46,9 @@ class Tree:
         return max((1 + self.height(child) for child in self.children[name]), default=0)
 
     def subtree(self, name: str) -> frozenset[str]:
-        """A party and everyone below it."""
+        """A party and everyone below it; of one that has no place, nobody."""
+        if name not in self.children:
+            return frozenset()
         return frozenset({name}).union(*(self.subtree(child) for child in self.children[name]))
 
 
