@@ -21,10 +21,12 @@ from keys.vault import read_bounded
 from node.protocol.party import Rules
 from node.study import Study, parse_study
 from node.tasks.loader import task_digest
-from topology import Member, Roster, Tree, place
+from topology import Member, Placement, Roster, Tree
 
 SETTINGS = "node.toml"
 MODEL = "model.npz"
+STATE = "state.npz"
+OPENED = "opened.bin"
 LEDGER = "ledger.jsonl"
 LOCK = "lock"
 WINDOW = 4
@@ -57,14 +59,22 @@ class Home:
     manifest: Manifest
     study: Study
     plan: Plan
-    tree: Tree
-    roster: Roster
+    placement: Placement
     data: Mapping[str, Any]
     bind: str | None
 
     @property
     def name(self) -> str:
         return self.card.name
+
+    @property
+    def roster(self) -> Roster:
+        return self.placement.roster
+
+    @property
+    def tree(self) -> Tree:
+        """The tree when everyone is there."""
+        return self.placement.tree(self.roster.names)
 
     @property
     def is_key_holder(self) -> bool:
@@ -126,7 +136,6 @@ def load_home(path: Path, now: datetime) -> Home:
         )
     if card.name == manifest.key_holder and not (path / ceremony.SECRET_KEY).is_file():
         raise HomeError(f"{path}: the key holder's {ceremony.SECRET_KEY} is missing")
-    roster = roster_of(manifest)
     settings = read_settings(path / SETTINGS)
     return Home(
         path=path,
@@ -134,8 +143,7 @@ def load_home(path: Path, now: datetime) -> Home:
         manifest=manifest,
         study=study,
         plan=plan,
-        tree=place(roster, roster.names, bytes.fromhex(manifest.tree_seed)),
-        roster=roster,
+        placement=Placement(roster_of(manifest), bytes.fromhex(manifest.tree_seed)),
         data=settings.get("data", {}),
         bind=settings.get("network", {}).get("bind") or _default_bind(card),
     )

@@ -24,7 +24,6 @@ class Climber(Feeder):
         super().__init__(me, placement, rules)
         self.begin_feeding()
         self.ladder = placement.ladder(me)
-        self.parent: str | None = None
         self.target: str | None = None
         self.below: dict[str, tuple[str, Any]] = {}
         self.news: dict[str, Any] = {}

@@ -30,7 +30,7 @@ class Contributor(Climber):
 
     @property
     def way_up(self) -> str | None:
-        """Our parent, if our sum may go to it: an ancestor in the round's tree. The key holder gets the apex's alone."""
+        """Our parent, if our sum may go to it: an ancestor in the round's tree; the key holder gets the apex's."""
         if self.parent == self.key_holder:
             return self.parent if self.me == self.tree.apex else None
         return self.parent if self.parent and self.me in self.tree.subtree(self.parent) else None

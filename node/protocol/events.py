@@ -342,6 +342,6 @@ class Stop:
 
 
 Command = (
-    Send | Forward | Consume | Drop | Train | PullSegment | Merge | Record | OpenTotal | Stage | Apply | Keep | SendState
-    | Adopt | Dial | HangUp | Wipe | SetTimer | StopTimer | Report | Stop
+    Send | Forward | Consume | Drop | Train | PullSegment | Merge | Record | OpenTotal | Stage | Apply | Keep
+    | SendState | Adopt | Dial | HangUp | Wipe | SetTimer | StopTimer | Report | Stop
 )  # fmt: skip

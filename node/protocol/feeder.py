@@ -179,4 +179,3 @@ class Feeder(Party):
             or (child.close is None and child.cursor == self._end and child.told and not self.pending[peer])
             for peer, child in self.fed.items()
         )
-

@@ -13,7 +13,7 @@ import struct
 from collections import deque
 from dataclasses import dataclass
 
-HELLO, DATA, CREDIT = 1, 2, 3
+HELLO, DATA, CREDIT, BYE = 1, 2, 3, 4
 _HEADER = struct.Struct(">BQQIII")
 
 Item = tuple[bytes, ...]
@@ -48,7 +48,7 @@ class Wire:
         kind, session, peer, sequence, received, limit = _HEADER.unpack(parts[0])
         wire = cls(kind, session, peer, sequence, received, limit, tuple(parts[1:]))
         items = 2 if wire.kind == DATA else 0
-        return wire if wire.kind in (HELLO, DATA, CREDIT) and len(wire.item) == items else None
+        return wire if wire.kind in (HELLO, DATA, CREDIT, BYE) and len(wire.item) == items else None
 
 
 class Link:
@@ -85,6 +85,14 @@ class Link:
     def beat(self) -> Wire:
         """To be sent now and then, so that the other side knows that we live."""
         return self._wire(CREDIT) if self.established else self.hello()
+
+    def bye(self) -> Wire:
+        """We leave on purpose: the other side need not wait for us."""
+        return self._wire(BYE)
+
+    def is_left_by(self, wire: Wire) -> bool:
+        """Whether this is the goodbye of the neighbour that we know."""
+        return wire.kind == BYE and (wire.session, wire.peer) == (self.peer_session, self.session)
 
     def send(self, item: Item) -> list[Wire]:
         """Queue an item; gives what may go out now."""

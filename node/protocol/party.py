@@ -70,6 +70,7 @@ class Party:
         self.base = b""
         self.size = 0
         self.lengths: Mapping[str, int] = {}
+        self.parent: str | None = None
         self.up: set[str] = set()
         self.pending: dict[str, int] = {}
         self.error: str | None = None
