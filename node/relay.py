@@ -1,7 +1,7 @@
 """The relay: the one process of a node with sockets, and the one that lives as long as the node.
 
-It holds ciphertext, signatures, the public key and the current global model: never data, an update or a
-secret key. It turns what happens on sockets, pipes and clocks into events for the round machine, and does
+It holds ciphertext, signatures and the current global model: never data, an update or a key of the
+encryption. It turns what happens on sockets, pipes and clocks into events for the round machine, and does
 what the machine commands.
 """
 
@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from keys.canaries import round_key
-from keys.ceremony import PUBLIC_KEY, load_identity
-from keys.ciphertexts import CiphertextError
-from keys.ckks import Sealer
+from keys.ceremony import load_identity
 from keys.errors import WardtreeError
+from keys.segments import CiphertextError
 from node import update
 from node.channel import Channel, ChannelClosedError
 from node.history import history_of
@@ -83,7 +82,6 @@ class Relay:
         self.template, self.keyroom = Template(template), keyroom
         self.identity = load_identity(home.path, passphrase)
         self.ledger = Ledger(home.path / LEDGER, self.identity.sign)
-        self.sealer = Sealer(home.plan, (home.path / PUBLIC_KEY).read_bytes())
         self.keeper = ModelKeeper(home, options, telemetry)
         self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.placement, home.rules)
         self.neighbours = Neighbours(home, self.identity, self._refused)
@@ -346,7 +344,7 @@ class Relay:
     def _merge(self, command: ev.Merge) -> None:
         watch = Stopwatch()
         try:
-            total = update.merge(self.sealer, command.parts)
+            total = update.merge(self.home.plan, command.parts)
         except CiphertextError as error:
             # One of our children's parts is no ciphertext of this plan: nothing more goes up from here.
             self._refused("a child", "ciphertexts of this federation's plan", str(error))

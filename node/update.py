@@ -19,18 +19,24 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from nacl.utils import randombytes_deterministic
 from numpy.typing import NDArray
 
-from keys import canaries
-from keys.ckks import Opener, Sealer
+from keys import canaries, segments
 from keys.errors import WardtreeError
 from keys.packing import Integers
 from keys.plan import Plan
 from node.protocol.messages import STATISTICS
 from node.tasks.base import StatisticsSpec, Task, TrainingRound
+
+if TYPE_CHECKING:  # the relay calls this module as well, and has no use for SEAL in its memory
+    from keys.ckks import Opener, Sealer
+
+_BLOCK = 1 << 16
+"""Values quantised at a time: their arrays stay in the cache."""
 
 
 class UpdateError(WardtreeError):
@@ -113,14 +119,18 @@ def quantise(values: NDArray[np.float64], grid: Grid, share: float) -> Integers:
     Returns:
         Shape as ``values``; at most ``plan.max_value`` in absolute value.
     """
-    # ChaCha20 from libsodium under a fresh seed of the operating system: five times faster than its device.
-    random = randombytes_deterministic(4 * values.size, os.urandom(32))
-    scaled = np.clip(values, -grid.bound, grid.bound)
-    scaled *= share / grid.step
-    scaled += np.frombuffer(random, dtype=np.uint32) * 2.0**-32
-    integers = np.floor(scaled, out=scaled).astype(np.int64)
+    integers = np.empty(values.size, np.int64)
     limit = grid.plan.max_value
-    return np.clip(integers, -limit, limit, out=integers)
+    for start in range(0, values.size, _BLOCK):
+        scaled = np.clip(values[start : start + _BLOCK], -grid.bound, grid.bound)
+        scaled *= share / grid.step
+        # ChaCha20 from libsodium under a fresh seed of the operating system: five times faster than its device.
+        random = randombytes_deterministic(4 * scaled.size, os.urandom(32))
+        scaled += np.frombuffer(random, dtype=np.uint32) * 2.0**-32
+        np.clip(np.floor(scaled, out=scaled), -limit, limit, out=scaled)
+        integers[start : start + _BLOCK] = scaled
+        scaled.fill(0)
+    return integers
 
 
 # ---- 3. enclave: pack and encrypt -----------------------------------------------------------------------
@@ -141,9 +151,9 @@ def seal_segment(values: Integers, number: int, sealer: Sealer, canary_key: byte
 # ---- 4. relay: add --------------------------------------------------------------------------------------
 
 
-def merge(sealer: Sealer, parts: tuple[bytes, ...]) -> bytes:
+def merge(plan: Plan, parts: tuple[bytes, ...]) -> bytes:
     """Add one segment of our own and of our children's: the only thing that is ever sent up."""
-    return sealer.add(parts)
+    return segments.add(parts, plan)
 
 
 # ---- 5. key room: open the total ------------------------------------------------------------------------

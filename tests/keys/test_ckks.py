@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keys.ciphertexts import _MEMBERS, CiphertextError, make_context
+from keys.ciphertexts import _MEMBERS, make_context
 from keys.ckks import (
     PUBLIC_KEY_MAGIC,
     KeyFileError,
@@ -22,6 +22,7 @@ from keys.ckks import (
 )
 from keys.packing import PackingError, pack, unpack
 from keys.plan import Plan, PlanError
+from keys.segments import CiphertextError
 
 PLAN = Plan()
 
@@ -139,11 +140,12 @@ def test_foreign_and_broken_segments_are_named() -> None:
     foreign = Sealer(small, generate_keys(small)[0]).seal(np.arange(5))
     for bad, reason in (
         (foreign, "other parameters"),
-        (good[:-7], "not an array"),
-        (b"", "not an array"),
-        (b"\x90", "not an array"),
-        (b"\xc1" * 30, "not an array"),
-        (good + b"x", "not an array"),
+        (b"", "or is none at all"),
+        (good[1:], "or is none at all"),
+        (good[:32], "came 0 bytes"),
+        (good[:-7], "1 to 16 ciphertexts of 61440 bytes was expected, came 61433 bytes"),
+        (good + b"x", "came 61441 bytes"),
+        (good[:32] + 17 * good[32:], "came 1044480 bytes"),
     ):
         with pytest.raises(CiphertextError, match=reason):
             sealer().add([good, bad])
