@@ -134,7 +134,7 @@ def load_home(path: Path, now: datetime) -> Home:
         manifest=manifest,
         study=study,
         plan=plan,
-        tree=place(roster, roster.names, bytes.fromhex(manifest.tree_seed)),
+        tree=place(roster, roster.names, bytes.fromhex(manifest.tree_seed), study.aggregation.tree),
         roster=roster,
         data=settings.get("data", {}),
         bind=settings.get("network", {}).get("bind") or _default_bind(card),

@@ -380,4 +380,4 @@ def _free_ports(count: int) -> list[int]:
 def _tree(federation: Federation) -> Tree:
     manifest = ceremony.read_proposal(federation.out / "ceremony" / "proposal.json")
     roster = Roster(tuple(Member(name) for name in federation.names), federation.key_holder)
-    return place(roster, roster.names, bytes.fromhex(manifest.tree_seed))
+    return place(roster, roster.names, bytes.fromhex(manifest.tree_seed), federation.study.aggregation.tree)

@@ -19,6 +19,9 @@ IDENTITY_GRACE_SECONDS = 20.0
 
 REINTRODUCE_SECONDS = 1.0
 
+ENVELOPE_BYTES = 64 << 10
+"""More than an envelope, or what the transport itself puts around a payload."""
+
 Refused = Callable[[str, str, str], None]
 
 
@@ -47,6 +50,7 @@ class Neighbours:
             home.bind if children else None,
             peers[self.parent] if self.parent else None,
             refused,
+            home.plan.max_segment_bytes + ENVELOPE_BYTES,
         )
         self._second_since: float | None = None
 

@@ -21,7 +21,6 @@ from zmq.utils.monitor import parse_monitor_message
 from keys.errors import WardtreeError
 
 DOMAIN = "wardtree"
-MAX_MESSAGE = 4 << 20
 HANDSHAKE_MS, HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 5_000, 15_000
 REDIAL_SECONDS = 1.0
 PATIENT_FAILURES = 5
@@ -82,6 +81,7 @@ class Transport:
         bind: str | None,
         parent: Peer | None,
         log: Log,
+        max_message: int,
     ) -> None:
         """Bind and dial.
 
@@ -91,12 +91,13 @@ class Transport:
             bind: ``host:port`` for children, None for a node that has none.
             parent: whom to dial, None for the key holder.
             log: called with who, what was expected, what came, for everything refused.
+            max_message: bytes of one part of a message; a peer that sends more is disconnected.
 
         Raises:
             TransportError: the port is in use, or the address is not ours.
         """
         self._names = {z85.encode(peer.curve_key): peer.name for peer in roster}
-        self._log, self._parent = log, parent
+        self._log, self._parent, self._max_message = log, parent, max_message
         self._public = z85.encode(bytes(PrivateKey(curve_secret).public_key))
         self._secret = z85.encode(curve_secret)
         self.traffic = Traffic()
@@ -240,7 +241,7 @@ class Transport:
 
     def _configure(self, socket: zmq.Socket[bytes]) -> None:
         socket.curve_publickey, socket.curve_secretkey = self._public, self._secret
-        socket.maxmsgsize = MAX_MESSAGE
+        socket.maxmsgsize = self._max_message
         socket.handshake_ivl = HANDSHAKE_MS
         socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS
         socket.sndhwm = socket.rcvhwm = 256

@@ -1,4 +1,4 @@
-"""The tree of a round: the key holder outside, everyone else in a complete binary tree.
+"""The tree of a round: the key holder outside, everyone else in a binary tree, a complete one by default.
 
 The key holder has exactly one neighbour, the *apex*, so it never receives anything but the sum over
 all other parties. In a plain heap with the key holder at its root, a federation of three hands it two
@@ -11,8 +11,13 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from topology.roster import Member, Roster, TopologyError
+
+Shape = Literal["balanced", "chain"]
+"""How the parties below the key holder hang together: a complete binary tree, or one inner node below another,
+each with a leaf of its own: as deep as a tree can be whose inner nodes have two children."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,11 @@ def check_placeable(members: Collection[Member], key_holder: str) -> None:
         )
 
 
-def place(roster: Roster, live: Collection[str], seed: bytes) -> Tree:
+def place(roster: Roster, live: Collection[str], seed: bytes, shape: Shape = "balanced") -> Tree:
     """The tree over the living parties: a pure function, so every node computes the same one.
 
-    The parties are ordered by ``sha256(seed, name)``; those who listen take the inner positions of a
-    complete binary tree, everyone else its leaves.
+    The parties are ordered by ``sha256(seed, name)``; those who listen take the inner positions, everyone else
+    the leaves. Either shape of n parties beside the key holder has n // 2 inner positions.
 
     Raises:
         TopologyError: the key holder is not alive, nobody else is, or too few parties listen.
@@ -95,8 +100,19 @@ def place(roster: Roster, live: Collection[str], seed: bytes) -> Tree:
     others = sorted((m for m in members if m.name != roster.key_holder), key=rank)
     inner = [m.name for m in others if m.listens][: inner_positions(len(others))]
     order = inner + [m.name for m in others if m.name not in set(inner)]
-    parent = {name: order[(index - 1) // 2] for index, name in enumerate(order)}
-    parent[order[0]] = roster.key_holder
-    children = {name: tuple(order[2 * i + 1 : 2 * i + 3]) for i, name in enumerate(order)}
-    children[roster.key_holder] = (order[0],)
+    above = _above_in_a_chain if shape == "chain" else _above_in_a_complete_tree
+    parent = {name: order[above(index, len(order))] if index else roster.key_holder for index, name in enumerate(order)}
+    children: dict[str, tuple[str, ...]] = dict.fromkeys(order, ()) | {roster.key_holder: ()}
+    for child, dialled in parent.items():
+        children[dialled] += (child,)
     return Tree(roster.key_holder, order[0], MappingProxyType(parent), MappingProxyType(children))
+
+
+def _above_in_a_complete_tree(index: int, _: int) -> int:
+    return (index - 1) // 2
+
+
+def _above_in_a_chain(index: int, others: int) -> int:
+    """The inner nodes one below another; then the leaves, one an inner node, the last of them with two if odd."""
+    inner = inner_positions(others)
+    return index - 1 if index < inner else min(index - inner, inner - 1)

@@ -240,6 +240,7 @@ def test_what_a_refusal_says_would_fit_does(count: int, value: int, level: int) 
         ({"max_noise": 64}, "overflow a digit"),
         ({"max_noise": -1}, "not negative"),
         ({"security": 192}, "exceed the 75 of 192-bit security"),
+        ({"segment_ciphertexts": 1025}, "segments of at most 1024 ciphertexts"),
         ({"scale": 655_359}, "is below 655360"),
     ],
 )
@@ -259,5 +260,8 @@ def test_planned_sums_are_exact_in_seal(count: int, value: int, level: int) -> N
     sealer, opener = Sealer(plan, public), Opener(plan, secret)
     largest = np.full(plan.values_per_ciphertext, plan.max_value)
     for update in (largest, -largest, np.where(np.arange(largest.size) % 4 < 2, largest, -largest)):
-        total = sealer.add([sealer.seal(update) for _ in range(count)])
+        sealed = [sealer.seal(update) for _ in range(count)]
+        assert len(sealed[0]) * plan.segment_ciphertexts <= plan.max_segment_bytes
+        assert 4 * plan.values_per_segment <= plan.max_segment_bytes
+        total = sealer.add(sealed)
         assert np.array_equal(opener.open(total, update.size, count), count * update)
