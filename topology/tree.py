@@ -102,9 +102,7 @@ def place(roster: Roster, live: Collection[str], seed: bytes, shape: Shape = "ba
     order = inner + [m.name for m in others if m.name not in set(inner)]
     above = _above_in_a_chain if shape == "chain" else _above_in_a_complete_tree
     parent = {name: order[above(index, len(order))] if index else roster.key_holder for index, name in enumerate(order)}
-    children: dict[str, tuple[str, ...]] = dict.fromkeys(order, ()) | {roster.key_holder: ()}
-    for child, dialled in parent.items():
-        children[dialled] += (child,)
+    children = {name: tuple(child for child in order if parent[child] == name) for name in (*order, roster.key_holder)}
     return Tree(roster.key_holder, order[0], MappingProxyType(parent), MappingProxyType(children))
 
 
