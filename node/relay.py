@@ -194,6 +194,8 @@ class Relay:
     def _handle_enclave(self, message: dict[str, Any]) -> None:
         round_ = self.current.round
         match message["kind"]:
+            case "initial":
+                self.keeper.begin(message["parameters"], message["start"], message["values"])
             case "prepared":
                 self._end_enclave()
                 ready = self.keeper.prepared(message)
@@ -287,8 +289,8 @@ class Relay:
                 self.ledger.append(what=what, round=round_, segment=segment, contributors=sorted(contributors))
             case ev.OpenTotal():
                 self._open(command)
-            case ev.Stage(_, _, integers):
-                self.keeper.stage(integers)
+            case ev.Stage(_, segment, integers):
+                self.keeper.stage(segment, integers)
             case ev.Apply():
                 self._apply(command)
             case ev.Wipe(round_):
@@ -309,7 +311,7 @@ class Relay:
             self.identity.box_secret, key_holder.box_key, self.home.digest, round_, self.machine.base
         )
         job = round_job(self.keeper.model, round_, purpose, self.keeper.check_seed(round_), canary_key)
-        self._start_enclave("round", **job)
+        self._start_enclave("round", model=self.keeper.shared.descriptor, **job)
 
     def _merge(self, command: ev.Merge) -> None:
         watch = Stopwatch()
@@ -324,6 +326,7 @@ class Relay:
         self.events.append(ev.Merged(command.round, command.segment, total))
 
     def _apply(self, command: ev.Apply) -> None:
+        self._end_enclave()  # nothing of it counts in this round any more, and the model changes under it
         watch = Stopwatch()
         state = self.keeper.apply(command)
         self._stage_time("apply", watch.seconds)

@@ -32,6 +32,9 @@ from keys.plan import Plan
 from node.protocol.messages import STATISTICS
 from node.tasks.base import StatisticsSpec, Task, TrainingRound
 
+_PIECE = 1 << 16
+"""Values that :func:`apply` works on at a time."""
+
 
 class UpdateError(WardtreeError):
     """A task returned something that cannot be part of a total."""
@@ -43,7 +46,7 @@ class Model:
 
     Attributes:
         round: the last round that was applied; -1 before the first.
-        parameters: shape (P,), float32, the flat global model.
+        parameters: shape (P,), float32, the flat global model. Totals are applied to it where it lies.
         statistics: shape (S,), float64, the published sums; None before the statistics round.
         parties: how many parties' values ``statistics`` sums.
     """
@@ -58,7 +61,8 @@ class Model:
         sha = hashlib.sha256(b"wardtree/state/1\0" + manifest)
         sha.update(self.round.to_bytes(8, "big", signed=True) + self.parties.to_bytes(8, "big"))
         sha.update(b"none" if self.statistics is None else b"sums" + self.statistics.astype("<f8").tobytes())
-        sha.update(b"\0model\0" + self.parameters.astype("<f4").tobytes())
+        sha.update(b"\0model\0")
+        sha.update(np.ascontiguousarray(self.parameters, dtype="<f4"))  # copies nothing that is so already
         return sha.digest()
 
 
@@ -178,7 +182,7 @@ def apply(
     model: Model,
     round_: int,
     purpose: str,
-    staged: Iterable[bytes],
+    total: NDArray[np.int32],
     contributors: Iterable[str],
     weights: Mapping[str, int],
     spec: StatisticsSpec | None,
@@ -188,18 +192,27 @@ def apply(
 
     The weighted mean divides by the public weights of the listed set: every update was scaled by w/W, so
     the sum of the updates is divided by the sum of w/W over the contributors.
+
+    Args:
+        total: shape (P,), or a prefix of it: the published sums.
+
+    Returns:
+        The next model; its parameters are the same array, changed a piece at a time.
     """
-    total = np.frombuffer(b"".join(staged), dtype="<i4").astype(np.float64)
     names = sorted(contributors)
     if purpose == STATISTICS:
         assert spec is not None
-        sums = total * Grid(spec.bound, grid.plan).step
+        sums = total.astype(np.float64) * Grid(spec.bound, grid.plan).step
         return replace(model, round=round_, statistics=sums, parties=len(names))
     heaviest = max(weights.values())
     factor = grid.step / (sum(weights[name] for name in names) / heaviest)
-    parameters = model.parameters.astype(np.float64)
-    parameters[: total.size] += total * factor
-    return replace(model, round=round_, parameters=parameters.astype(np.float32))
+    for start in range(0, total.size, _PIECE):
+        part = model.parameters[start : start + _PIECE]
+        sums = total[start : start + _PIECE].astype(np.float64)
+        sums *= factor
+        sums += part[: sums.size]
+        part[: sums.size] = sums
+    return replace(model, round=round_)
 
 
 # ---- 7. everywhere: wipe --------------------------------------------------------------------------------
