@@ -114,7 +114,7 @@ def save_model(path: Path, model: update.Model) -> None:
             array = np.asarray(value)
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-                data = memoryview(array.reshape(-1).view(np.uint8))
+                data = array.reshape(-1).view(np.uint8).data
                 for start in range(0, len(data), _PIECE):
                     file.write(data[start : start + _PIECE])
 

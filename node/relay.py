@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from keys.canaries import round_key
@@ -20,6 +20,7 @@ from keys.ckks import Sealer
 from keys.errors import WardtreeError
 from node import update
 from node.channel import Channel, ChannelClosedError
+from node.gauge import own_usage
 from node.home import LEDGER, Home, HomeError, Options
 from node.ledger import Ledger
 from node.model_keeper import ModelKeeper
@@ -360,6 +361,7 @@ class Relay:
             self.keeper.save()
         traffic = self.neighbours.traffic
         self.telemetry.tell("traffic", sent=traffic.sent, received=traffic.received, parent=self.neighbours.parent)
+        self.telemetry.tell("usage", room="relay", **asdict(own_usage()))
         self.telemetry.tell("stopped", error=error, state=self.keeper.digest.hex())
         self.exit_code = 0 if error is None else 1
 

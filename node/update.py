@@ -62,7 +62,7 @@ class Model:
         sha.update(self.round.to_bytes(8, "big", signed=True) + self.parties.to_bytes(8, "big"))
         sha.update(b"none" if self.statistics is None else b"sums" + self.statistics.astype("<f8").tobytes())
         sha.update(b"\0model\0")
-        sha.update(np.ascontiguousarray(self.parameters, dtype="<f4"))  # copies nothing that is so already
+        sha.update(np.ascontiguousarray(self.parameters, dtype="<f4").data)  # copies nothing that is so already
         return sha.digest()
 
 

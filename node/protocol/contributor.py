@@ -214,7 +214,7 @@ class Contributor(Party):
         if not round_ or event.round != round_.opening.round or round_.cut:
             return
         round_.merging = False
-        if self.me == self.tree.apex:
+        if self.me == self.tree.apex and event.segment == 0:  # which freezes the set: the others say nothing new
             self.do(ev.Record("forwarded", event.round, event.segment, round_.contributors))
         partial = Partial(event.round, self.base, event.segment, round_.contributors, event.ciphertexts)
         self.send(self.parent, partial, self.parent)

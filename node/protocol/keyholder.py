@@ -159,8 +159,9 @@ class KeyHolder(Party):
         elif round_.next in round_.parts and self.has_room(self.apex):
             round_.busy = True
             ciphertexts = round_.parts.pop(round_.next)
+            if round_.next == 0:  # the key room's ledger has every segment
+                self.do(ev.Record("opening", self.number, 0, self._contributors(round_)))
             self.do(
-                ev.Record("opening", self.number, round_.next, self._contributors(round_)),
                 ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts),
                 ev.Consume(self.apex),
             )
