@@ -97,7 +97,7 @@ class Plan:
     digit_bits: int = 20
     value_bits: int = 14
     max_parties: int = 64
-    segment_ciphertexts: int = 16
+    segment_ciphertexts: int = 4
     canary_digits: int = 5
     security: int = 128
     max_noise: int = 0

@@ -17,11 +17,10 @@ from keys.ckks import Opener, Sealer, generate_keys
 from keys.noise import MAX_RESIDUAL, WORST_SLOT
 from keys.packing import pack, unpack
 from keys.plan import NOISE_FACTOR, SECURITY_BITS, Plan, PlanError, least_scale
-from keys.planner import SAVED_BYTES, choose, ciphertext_bytes, explain
+from keys.planner import SAVED_BYTES, SEGMENT_BYTES, choose, ciphertext_bytes, explain
 
 STANDARD = {128: seal.SEC_LEVEL_TYPE.TC128, 192: seal.SEC_LEVEL_TYPE.TC192}
 DATA_BITS = range(24, 61)
-MESSAGE_BYTES = 4 << 20
 
 parties = st.one_of(st.integers(2, 256), st.sampled_from([2, 3, 4, 16, 32, 64, 255, 256]))
 bits = st.integers(4, 24)
@@ -65,9 +64,9 @@ def test_segments_fit_a_message_and_the_update(count: int, value: int, length: i
     plan = choose(count, value, length, level)
     up, down = plan.segment_ciphertexts * ciphertext_bytes(plan), 4 * plan.values_per_segment
     assert 1 <= plan.segment_ciphertexts <= min(64, plan.ciphertexts(length))
-    assert max(up, down) <= MESSAGE_BYTES // 2
+    assert max(up, down) <= 1.5 * SEGMENT_BYTES
     if plan.segment_ciphertexts < plan.ciphertexts(length):
-        assert max(up, down) > 900_000
+        assert max(up, down) > 0.6 * SEGMENT_BYTES
 
 
 @given(parties, bits, st.one_of(st.none(), lengths), security, noises)
