@@ -139,7 +139,7 @@ class Sealer:
         """
         sealed = [self._encrypt(slots) for slots in pack(values, self.plan, canaries)]
         first = pack_words(np.stack([one.first for one in sealed]), self.plan.prime_bits[0])
-        return b"".join([fingerprint(self.plan), first, *(one.second for one in sealed)])
+        return b"".join([fingerprint(self.plan), first.data, *(one.second for one in sealed)])
 
     def _encrypt(self, slots: Slots) -> _Ciphertext:
         """SEAL's encryption takes the same two steps: a zero, and the encoded message added to its first polynomial.

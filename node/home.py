@@ -143,7 +143,7 @@ def load_home(path: Path, now: datetime) -> Home:
         manifest=manifest,
         study=study,
         plan=plan,
-        placement=Placement(roster_of(manifest), bytes.fromhex(manifest.tree_seed)),
+        placement=Placement(roster_of(manifest), bytes.fromhex(manifest.tree_seed), study.aggregation.tree),
         data=settings.get("data", {}),
         bind=settings.get("network", {}).get("bind") or _default_bind(card),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from node.published import (
     state_part,
     state_size,
 )
+from node.shared import SharedModel
 from node.sumcheck import fingerprint
 from node.tasks.base import StatisticsSpec
 from node.telemetry import Telemetry
@@ -33,7 +35,8 @@ class ModelKeeper:
         self._spec: StatisticsSpec | None = None
         self._staged: list[bytes] = []
         self._opened = OpenedTotals(home.path / OPENED) if home.is_key_holder else None
-        self.model = update.Model(-1, np.zeros(0, np.float32))
+        self.shared = SharedModel(1)
+        self.model = update.Model(-1, self.shared.parameters[:0])
 
     @property
     def digest(self) -> bytes:
@@ -45,11 +48,19 @@ class ModelKeeper:
 
     # ---- at the start -----------------------------------------------------------------------------------
 
+    def begin(self, length: int, start: int, values: bytes) -> None:
+        """Take a piece of the first model from the enclave that prepares the data; all come before the last word."""
+        if not start:
+            self.shared = SharedModel(length)
+            self.model = update.Model(-1, self.shared.parameters)
+        piece = np.frombuffer(values, dtype="<f4")
+        self.model.parameters[start : start + piece.size] = piece
+
     def prepared(self, message: dict[str, Any]) -> None:
-        """Take the first model from the enclave that prepared the data."""
+        """The enclave that prepared the data is done: what a round of each kind sums."""
         if message["statistics"]:
             self._spec = StatisticsSpec(*message["statistics"])
-        self.model = update.Model(-1, np.frombuffer(message["initial"], dtype="<f4").astype(np.float32))
+        self._save_history()
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -68,13 +79,13 @@ class ModelKeeper:
         except PublishedError:
             saved = self.model  # none: this is the first start
         states = [self.digest, *(published.close.state for published in chain)]
-        self._save_history()
         digest = saved.digest(self._home.digest)
         held = totals[0].total.base if totals else b""
         if digest in states:
-            self.model, chain = saved, chain[: states.index(digest)]
+            self._take(saved)
+            chain = chain[: states.index(digest)]
         elif totals and held == states[-1]:  # applied and saved, but not yet in the ledger
-            self.model = saved
+            self._take(saved)
             return tuple(chain), self._resumed(totals, applied=True)
         else:
             chain = ()  # the state that the ledger names is lost: our parent has it
@@ -99,23 +110,26 @@ class ModelKeeper:
         """Apply the staged totals that the close lists; gives the new state's digest."""
         staged = self._staged[: command.segments]
         self._check_sums(command, staged)
-        self._become(
-            update.apply(
-                self.model,
-                command.round,
-                command.purpose,
-                staged,
-                command.contributors,
-                self._home.manifest.weights,
-                self._spec,
-                self._grid,
-            )
+        self.model = update.apply(
+            self.model,
+            command.round,
+            command.purpose,
+            staged,
+            command.contributors,
+            self._home.manifest.weights,
+            self._spec,
+            self._grid,
         )
+        self._save_state()
         return self.digest
 
-    def _become(self, model: update.Model) -> None:
-        self.model = model
-        save_model(self._home.path / STATE, model, durable=self._home.is_key_holder)
+    def _take(self, model: update.Model) -> None:
+        """Another state as ours: its parameters go where our enclaves read them."""
+        self.shared.parameters[:] = model.parameters
+        self.model = replace(model, parameters=self.shared.parameters)
+
+    def _save_state(self) -> None:
+        save_model(self._home.path / STATE, self.model, durable=self._home.is_key_holder)
         self._save_history()
 
     def kept(self) -> None:
@@ -138,7 +152,8 @@ class ModelKeeper:
         model = state_from(command.parts)
         if model is None or model.digest(self._home.digest) != command.closes[-1].close.state:
             return False
-        self._become(model)
+        self._take(model)
+        self._save_state()
         return True
 
     def check_seed(self, round_: int) -> bytes | None:

@@ -25,6 +25,9 @@ GONE_BEATS, SILENT_BEATS = 2, 10
 """Beats without a connection, and beats without a word over one, after which a neighbour is given up. They
 are counted while we run ourselves, so that a node that was stopped, or whose clock jumped, blames nobody."""
 
+ENVELOPE_BYTES = 64 << 10
+"""More than an envelope, or what the transport itself puts around a payload."""
+
 Refused = Callable[[str, str, str], None]
 
 
@@ -55,7 +58,8 @@ class Neighbours:
         self._all: dict[str, Neighbour] = {}
         self._dialled: set[str] = set()
         peers = [Peer(card.name, card.curve_key, card.endpoint) for card in home.manifest.cards]
-        self.transport = Transport(identity.curve_secret, peers, home.bind, refused)
+        largest = home.plan.max_segment_bytes + ENVELOPE_BYTES
+        self.transport = Transport(identity.curve_secret, peers, home.bind, refused, largest)
         self._second_since: float | None = None
 
     @property

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgpack
 import numpy as np
+from numpy.typing import NDArray
 
 from keys.errors import WardtreeError
 from node.protocol import events as ev
@@ -21,6 +23,8 @@ from node.protocol.messages import Total
 from node.update import Model
 
 _HEAD = struct.Struct("<qqq")
+_PIECE = 1 << 20
+"""Bytes of a file that are written at a time."""
 
 
 class PublishedError(WardtreeError):
@@ -37,11 +41,12 @@ def save_model(path: Path, model: Model, durable: bool = False) -> None:
         PublishedError: the disk is full, say.
     """
     statistics = model.statistics if model.statistics is not None else np.zeros(0)
+    arrays = {"parameters": model.parameters, "statistics": statistics, "parties": model.parties, "round": model.round}
     beside = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
-            np.savez(file, parameters=model.parameters, statistics=statistics, parties=model.parties, round=model.round)
+            _write_npz(file, {name: np.asarray(value) for name, value in arrays.items()})
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -49,6 +54,17 @@ def save_model(path: Path, model: Model, durable: bool = False) -> None:
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise PublishedError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _write_npz(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """What ``numpy.savez`` writes, without its 16 MB pieces."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array_header_1_0(entry, np.lib.format.header_data_from_array_1_0(array))
+                data = array.reshape(-1).view(np.uint8).data
+                for start in range(0, len(data), _PIECE):
+                    entry.write(data[start : start + _PIECE])
 
 
 def load_model(path: Path) -> Model:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from keys.canaries import round_key
@@ -19,6 +19,7 @@ from keys.errors import WardtreeError
 from keys.segments import CiphertextError
 from node import update
 from node.channel import Channel, ChannelClosedError
+from node.gauge import own_usage
 from node.history import history_of
 from node.home import LEDGER, Home, Options
 from node.ledger import Ledger
@@ -193,6 +194,8 @@ class Relay:
     def _handle_enclave(self, message: dict[str, Any]) -> None:
         round_ = self.current.round
         match message["kind"]:
+            case "initial":
+                self.keeper.begin(message["parameters"], message["start"], message["values"])
             case "prepared":
                 self._end_enclave()
                 self._get_ready(message)
@@ -339,7 +342,7 @@ class Relay:
             self.identity.box_secret, key_holder.box_key, self.home.digest, round_, self.machine.base
         )
         job = round_job(self.keeper.model, round_, purpose, self.keeper.check_seed(round_), canary_key)
-        self._start_enclave("round", **job)
+        self._start_enclave("round", model=self.keeper.shared.descriptor, **job)
 
     def _merge(self, command: ev.Merge) -> None:
         watch = Stopwatch()
@@ -354,6 +357,7 @@ class Relay:
         self.events.append(ev.Merged(command.round, command.attempt, command.segment, total))
 
     def _apply(self, command: ev.Apply) -> None:
+        self._end_enclave()  # nothing of it counts in this round any more, and the model changes under it
         watch = Stopwatch()
         state = self.keeper.apply(command)
         self._stage_time("apply", watch.seconds)
@@ -395,5 +399,6 @@ class Relay:
             self.keeper.save()
         traffic = self.neighbours.traffic
         self.telemetry.tell("traffic", sent=traffic.sent, received=traffic.received, parent=self.machine.parent)
+        self.telemetry.tell("usage", room="relay", **asdict(own_usage()))
         self.telemetry.tell("stopped", error=error, state=self.keeper.digest.hex())
         self.exit_code = 0 if error is None else 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import zmq
@@ -21,7 +22,6 @@ from zmq.utils.monitor import parse_monitor_message
 from keys.errors import WardtreeError
 
 DOMAIN = "wardtree"
-MAX_MESSAGE = 4 << 20
 HANDSHAKE_MS, HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 5_000, 15_000
 REDIAL_SECONDS = 1.0
 PATIENT_FAILURES = 5
@@ -34,6 +34,7 @@ _MONITORED = (
 )
 
 Log = Callable[[str, str, str], None]
+Configure = Callable[[Any], None]
 
 
 class TransportError(WardtreeError):
@@ -76,7 +77,9 @@ class _AllowList:
 class Transport:
     """The sockets of one node. Not thread-safe; everything happens in :meth:`poll`."""
 
-    def __init__(self, curve_secret: bytes, roster: Iterable[Peer], bind: str | None, log: Log) -> None:
+    def __init__(
+        self, curve_secret: bytes, roster: Iterable[Peer], bind: str | None, log: Log, max_message: int
+    ) -> None:
         """Bind.
 
         Args:
@@ -84,6 +87,7 @@ class Transport:
             roster: every party that may connect or be dialled.
             bind: ``host:port``, None for a node that only dials out.
             log: called with who, what was expected, what came, for everything refused.
+            max_message: bytes of one part of a message; a peer that sends more is disconnected.
 
         Raises:
             TransportError: the port is in use, or the address is not ours.
@@ -91,7 +95,8 @@ class Transport:
         self._roster = {peer.name: peer for peer in roster}
         self._names = {z85.encode(peer.curve_key): peer.name for peer in self._roster.values()}
         self._log = log
-        self._keys = z85.encode(bytes(PrivateKey(curve_secret).public_key)), z85.encode(curve_secret)
+        keys = z85.encode(bytes(PrivateKey(curve_secret).public_key)), z85.encode(curve_secret)
+        self._configure = partial(_configure, keys=keys, max_message=max_message)
         self.traffic = Traffic()
         self._context = zmq.Context()
         self._poller = zmq.Poller()
@@ -108,7 +113,7 @@ class Transport:
 
     def dial(self, name: str) -> None:
         """Connect to a party of the roster, and again whenever the connection breaks."""
-        self._lines[name] = Line(self._context, self._poller, self._roster[name], self._keys, self._log)
+        self._lines[name] = Line(self._context, self._poller, self._roster[name], self._configure, self._log)
 
     def hang_up(self, name: str) -> None:
         """Close the connection that we dialled; what is queued has a moment to leave."""
@@ -204,7 +209,7 @@ class Transport:
 
     def _bind(self, address: str) -> zmq.Socket[bytes]:
         router = self._context.socket(zmq.ROUTER)
-        _configure(router, self._keys)
+        self._configure(router)
         router.curve_server = True
         router.setsockopt(zmq.ZAP_DOMAIN, DOMAIN.encode())
         router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
@@ -234,15 +239,15 @@ class Line:
     """One connection that we dial: a DEALER, and the monitor of its handshakes."""
 
     def __init__(
-        self, context: zmq.Context[Any], poller: zmq.Poller, peer: Peer, keys: tuple[bytes, bytes], log: Log
+        self, context: zmq.Context[Any], poller: zmq.Poller, peer: Peer, configure: Configure, log: Log
     ) -> None:
-        self._context, self._poller, self._peer, self._keys, self._log = context, poller, peer, keys, log
+        self._context, self._poller, self._peer, self._configure, self._log = context, poller, peer, configure, log
         self._failures = 0
         self._open()
 
     def _open(self) -> None:
         self.socket = self._context.socket(zmq.DEALER)
-        _configure(self.socket, self._keys)
+        self._configure(self.socket)
         self.socket.curve_serverkey = z85.encode(self._peer.curve_key)
         self.socket.immediate = True
         self.monitor = self.socket.get_monitor_socket(_MONITORED)
@@ -281,9 +286,9 @@ class Line:
         return connected
 
 
-def _configure(socket: zmq.Socket[bytes], keys: tuple[bytes, bytes]) -> None:
+def _configure(socket: zmq.Socket[bytes], keys: tuple[bytes, bytes], max_message: int) -> None:
     socket.curve_publickey, socket.curve_secretkey = keys
-    socket.maxmsgsize = MAX_MESSAGE
+    socket.maxmsgsize = max_message
     socket.handshake_ivl = HANDSHAKE_MS
     socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS
     # What a peer sends without credit waits in its own process, not here.

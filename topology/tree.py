@@ -1,4 +1,4 @@
-"""The tree of a round: the key holder outside, everyone else in a complete binary tree.
+"""The tree of a round: the key holder outside, everyone else in a binary tree, a complete one by default.
 
 The key holder has exactly one neighbour, the *apex*, so it never receives anything but the sum over
 all other parties. In a plain heap with the key holder at its root, a federation of three hands it two
@@ -12,8 +12,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
+from typing import Literal
 
 from topology.roster import Member, Roster, TopologyError
+
+Shape = Literal["balanced", "chain"]
+"""How the parties below the key holder hang together: a complete binary tree, or one inner node below another,
+each with a leaf of its own: as deep as a tree can be whose inner nodes have two children."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class Placement:
 
     roster: Roster
     seed: bytes
+    shape: Shape = "balanced"
 
     def __post_init__(self) -> None:
         check_placeable(self.roster.members, self.roster.key_holder)
@@ -92,8 +98,8 @@ class Placement:
     def order(self) -> tuple[str, ...]:
         """Everyone but the key holder, by ``sha256(seed, name)``: who listens first.
 
-        It is the complete binary tree of the whole roster, level by level: who stands at ``i > 0`` has its
-        parent at ``(i - 1) // 2``. Everyone's parent, also after any deaths, stands before it.
+        It is the tree of the whole roster, the inner positions first. Everyone's parent, also after any
+        deaths, stands before it.
         """
 
         def rank(member: Member) -> tuple[bool, bytes]:
@@ -105,9 +111,9 @@ class Placement:
     def tree(self, live: Collection[str]) -> Tree:
         """The tree over the living parties: a pure function, so every node computes the same one.
 
-        Everyone has its place in the complete binary tree of the whole roster; the children of the dead
-        move to their nearest living ancestor, and nobody else moves. If the apex is dead, the first living
-        party that listens takes its place, with everyone who has no living ancestor.
+        Everyone has its place in the tree of the whole roster, complete and binary or a chain; the children of
+        the dead move to their nearest living ancestor, and nobody else moves. If the apex is dead, the first
+        living party that listens takes its place, with everyone who has no living ancestor.
 
         Raises:
             TopologyError: the key holder is not alive, or nobody else who listens is.
@@ -139,18 +145,29 @@ class Placement:
 
     @cached_property
     def _listeners(self) -> tuple[str, ...]:
+        """Who can be the apex: whoever others can dial, or the only one there is."""
         listening = {member.name for member in self.roster.members if member.listens}
-        return tuple(name for name in self.order if name in listening)
+        return tuple(name for name in self.order if name in listening or len(self.order) == 1)
 
     def _ancestors(self, name: str) -> list[str]:
-        index = self.order.index(name)
-        chain = []
+        above = _above_in_a_chain if self.shape == "chain" else _above_in_a_complete_tree
+        index, chain = self.order.index(name), []
         while index:
-            index = (index - 1) // 2
+            index = above(index, len(self.order))
             chain.append(self.order[index])
         return chain
 
 
-def place(roster: Roster, live: Collection[str], seed: bytes) -> Tree:
+def place(roster: Roster, live: Collection[str], seed: bytes, shape: Shape = "balanced") -> Tree:
     """See :meth:`Placement.tree`."""
-    return Placement(roster, seed).tree(live)
+    return Placement(roster, seed, shape).tree(live)
+
+
+def _above_in_a_complete_tree(index: int, _: int) -> int:
+    return (index - 1) // 2
+
+
+def _above_in_a_chain(index: int, others: int) -> int:
+    """The inner nodes one below another; then the leaves, one an inner node, the last of them with two if odd."""
+    inner = inner_positions(others)
+    return index - 1 if index < inner else min(index - inner, inner - 1)

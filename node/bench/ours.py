@@ -110,9 +110,10 @@ def measure(
             names = [str(party) for party in range(parties)]
             empty = update.Model(0, np.zeros(params, np.float32))
             weights = dict.fromkeys(names, 1)
-            model = update.apply(empty, 1, TRAIN, staged, names, weights, None, grid)
+            published = np.frombuffer(b"".join(staged), "<i4")
+            model = update.apply(empty, 1, TRAIN, published, names, weights, None, grid)
         total = np.sum([integers[party % DISTINCT] for party in range(parties)], axis=0)
-        exact &= bool(np.array_equal(np.frombuffer(b"".join(staged), "<i4"), total))
+        exact &= bool(np.array_equal(published, total))
         error = max(error, float(np.abs(model.parameters - values).max()))
         sample = clock.runs[-1]
         quantised = sample.pop("quantise") / len(integers)

@@ -249,7 +249,7 @@ class Contributor(Climber):
         if self.way_up is None:
             return  # it is merged again for our next parent
         contributors = round_.contributors
-        if self.me == self.tree.apex:
+        if self.me == self.tree.apex and self.last_forwarded != event.round:  # its set is frozen by segment 0
             self.last_forwarded = event.round
             self.do(ev.Record("forwarded", event.round, event.segment, contributors))
         partial = Partial(event.round, self.base, event.segment, contributors, event.attempt, event.ciphertexts)

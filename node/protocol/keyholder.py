@@ -271,8 +271,9 @@ class KeyHolder(Feeder):
         if round_.next in round_.parts:
             round_.busy = True
             ciphertexts = round_.parts.pop(round_.next)
+            if round_.next == 0:  # the key room's ledger has every segment
+                self.do(ev.Record("opening", self.number, 0, self._contributors(round_)))
             self.do(
-                ev.Record("opening", self.number, round_.next, self._contributors(round_)),
                 ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts),
             )
             if round_.tree.apex in self.up:

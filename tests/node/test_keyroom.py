@@ -199,6 +199,7 @@ def test_one_opening_per_round_and_segment_and_never_an_earlier_one(home: Home, 
     with living(home) as room:  # its ledger remembers
         room.round()
         assert refused(room.open(total, 3)), "after a restart"
+        assert refused(room.open(total, 3, segment=1)), "nor what is left of a round that was begun before it"
         assert opened(room.open(parties.total(each, 4), 4)) == summed(each), "that retires no key"
 
 

@@ -98,6 +98,25 @@ def test_a_tree_without_a_living_listener_is_refused() -> None:
         placement.tree({"party-001", "party-002"})
 
 
+@pytest.mark.parametrize("n", range(2, 41))
+def test_a_chain_is_as_deep_as_two_children_an_inner_node_allow(n: int) -> None:
+    roster = roster_of(n, dial_out=(n - 1) - (n - 1) // 2)
+    tree = place(roster, roster.names, b"seed", "chain")
+    assert_sound(tree, roster)
+    inner = [name for name in tree.parent if tree.children[name]]
+    assert len(inner) == (n - 1) // 2
+    assert sorted(map(tree.depth, inner)) == list(range(1, len(inner) + 1)), "one below another"
+    assert all(any(not tree.children[child] for child in tree.children[name]) for name in inner), "a leaf each"
+    assert {len(tree.children[name]) for name in inner[:-1]} <= {2}
+    assert all(member.listens for member in roster.members if tree.children[member.name])
+
+
+def test_a_chain_of_five_inner_nodes_has_eleven_nodes_below_the_key_holder() -> None:
+    tree = place(roster_of(12), roster_of(12).names, b"seed", "chain")
+    assert (len(tree.parent), tree.height(tree.key_holder)) == (11, 6)
+    assert place(roster_of(4), roster_of(4).names, b"s", "chain") == place(roster_of(4), roster_of(4).names, b"s")
+
+
 def test_the_seed_moves_the_apex() -> None:
     roster = roster_of(9)
     assert len({place(roster, roster.names, bytes([i])).apex for i in range(64)}) > 4
