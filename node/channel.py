@@ -48,10 +48,12 @@ class Channel:
         """
         assert self.write is not None
         body = msgpack.packb({"kind": kind, **fields}, use_bin_type=True)
-        view = memoryview(_LENGTH.pack(len(body)) + body)
+        head = _LENGTH.pack(len(body))
         try:
-            while view:
-                view = view[os.write(self.write, view) :]
+            for part in (head + body,) if len(body) < _CHUNK else (head, body):
+                view = memoryview(part)
+                while view:
+                    view = view[os.write(self.write, view) :]
         except BrokenPipeError as error:
             raise ChannelClosedError from error
 
@@ -113,7 +115,8 @@ class Channel:
         end = _LENGTH.size + length
         if len(self._buffer) < end:
             return None
-        message = msgpack.unpackb(bytes(self._buffer[_LENGTH.size : end]), raw=False, max_bin_len=MAX_MESSAGE)
+        with memoryview(self._buffer) as whole, whole[_LENGTH.size : end] as body:
+            message = msgpack.unpackb(body, raw=False, max_bin_len=MAX_MESSAGE)
         del self._buffer[:end]
         assert isinstance(message, dict)
         return message

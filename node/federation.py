@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -26,7 +27,9 @@ def plan_for(study: Study) -> Plan:
     Raises:
         PlanError: no plan is exact for so many parties and bits.
     """
-    return choose(study.aggregation.max_parties, study.aggregation.value_bits)
+    rules = study.aggregation
+    plan = choose(rules.max_parties, rules.value_bits)
+    return plan if rules.segment_ciphertexts is None else replace(plan, segment_ciphertexts=rules.segment_ciphertexts)
 
 
 def check_size(study: Study, count: int) -> None:

@@ -23,11 +23,13 @@ from node.protocol.posture import UNCONFINED, Minimum, Posture
 from node.sandbox.machine import POLICIES
 from node.study import Study, parse_study
 from node.tasks.loader import task_digest, task_source
-from topology import Member, Roster, Tree, place
+from topology import Member, Placement, Roster, Tree
 
 SETTINGS = "node.toml"
 MODEL = "model.npz"
 RELAY = "relay"
+STATE = "state.npz"
+OPENED = "opened.bin"
 LEDGER = "ledger.jsonl"
 LOCK = "lock"
 WINDOW = 4
@@ -64,8 +66,7 @@ class Home:
     manifest: Manifest
     study: Study
     plan: Plan
-    tree: Tree
-    roster: Roster
+    placement: Placement
     data: Mapping[str, Any]
     bind: str | None
     readable: tuple[Path, ...]
@@ -76,6 +77,15 @@ class Home:
     @property
     def name(self) -> str:
         return self.card.name
+
+    @property
+    def roster(self) -> Roster:
+        return self.placement.roster
+
+    @property
+    def tree(self) -> Tree:
+        """The tree when everyone is there."""
+        return self.placement.tree(self.roster.names)
 
     @property
     def is_key_holder(self) -> bool:
@@ -166,7 +176,6 @@ def load_home(path: Path, now: datetime) -> Home:
         )
     if card.name == manifest.key_holder and not (path / ceremony.SECRET_KEY).is_file():
         raise HomeError(f"{path}: the key holder's {ceremony.SECRET_KEY} is missing")
-    roster = roster_of(manifest)
     settings = read_settings(path / SETTINGS)
     sandbox, data = settings.get("sandbox", {}), settings.get("data", {})
     return Home(
@@ -175,8 +184,7 @@ def load_home(path: Path, now: datetime) -> Home:
         manifest=manifest,
         study=study,
         plan=plan,
-        tree=place(roster, roster.names, bytes.fromhex(manifest.tree_seed)),
-        roster=roster,
+        placement=Placement(roster_of(manifest), bytes.fromhex(manifest.tree_seed), study.aggregation.tree),
         data=data,
         bind=settings.get("network", {}).get("bind") or _default_bind(card),
         readable=tuple(_readable([data, sandbox.get("read", [])], path)),

@@ -53,13 +53,26 @@ class Ledger:
         Raises:
             LedgerError: the disk is full, say; nothing that depends on the entry may happen then.
         """
+        self._write(entry, durably=True)
+
+    def note(self, **entry: Any) -> None:
+        """Add one entry that a failure of power may take away again, up to the next that is durable: for details of
+        what a durable entry before it says already.
+
+        Raises:
+            LedgerError: the disk is full, say.
+        """
+        self._write(entry, durably=False)
+
+    def _write(self, entry: dict[str, Any], durably: bool) -> None:
         line = _line(entry, self._head, self._sign)
         data = _canonical(line) + b"\n"
         size = os.fstat(self._descriptor).st_size
         try:
             if os.write(self._descriptor, data) != len(data):
                 raise OSError(28, "the disk is full")
-            os.fsync(self._descriptor)
+            if durably:
+                os.fsync(self._descriptor)
         except OSError as error:
             with contextlib.suppress(OSError):  # half a line would make the whole ledger unreadable
                 os.ftruncate(self._descriptor, size)

@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -150,7 +150,7 @@ def run_federation(federation: Federation, watch: Callable[[Record], None]) -> O
             start.send("start", check_seeds=seeds, history=keep, policy=federation.policy)
             start.send("passphrase", passphrase=passphrases[name])
             start.close()
-        outcome = Outcome(Record(federation.names), _tree(federation))
+        outcome = Outcome(Record(federation.names), tree_of(federation))
         _follow(telemetry, outcome, children, watch)
         outcome.seconds = time.monotonic() - began
         return outcome
@@ -261,18 +261,26 @@ def _drain(channel: Channel) -> Iterator[dict[str, Any] | None]:
 # ---- the ceremony, as people would hold it --------------------------------------------------------------
 
 
-def hold_ceremony(federation: Federation) -> dict[str, str]:
+def hold_ceremony(federation: Federation, endpoints: Mapping[str, str] | None = None) -> dict[str, str]:
     """Identities, cards, key pair, proposal, signatures, manifest, joining: the files that people would pass
-    around, in ``out/ceremony``. Gives the passphrases, which are kept nowhere."""
+    around, in ``out/ceremony``.
+
+    Args:
+        endpoints: where each node listens; None: free ports of this machine.
+
+    Returns:
+        The passphrases, which are kept nowhere.
+    """
     table = federation.out / "ceremony"
     now = datetime.now(UTC)
     passphrases = {name: secrets.token_urlsafe(18) for name in federation.names}
     examples = _examples(federation)
-    for name, port in zip(federation.names, _free_ports(len(federation.names)), strict=True):
+    endpoints = endpoints or _free_endpoints(federation.names)
+    for name in federation.names:
         home = federation.home(name)
         ceremony.create_identity(home, name, passphrases[name], KDF)
         card = table / f"{name}.card.json"
-        ceremony.make_card(home, passphrases[name], f"127.0.0.1:{port}", examples[name], card)
+        ceremony.make_card(home, passphrases[name], endpoints[name], examples[name], card)
         write_private(home / SETTINGS, _settings(federation.data[name]))
     holder = federation.key_holder
     make_key_apart(federation.home(holder), passphrases[holder], plan_for(federation.study), table / "public.key")
@@ -375,15 +383,16 @@ def _settings(data: Mapping[str, Any]) -> bytes:
     return ("[data]\n" + "\n".join(lines) + "\n").encode()
 
 
-def _free_ports(count: int) -> list[int]:
+def _free_endpoints(names: Iterable[str]) -> dict[str, str]:
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
+        sockets = {name: stack.enter_context(socket.socket()) for name in names}
+        for one in sockets.values():
             one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        return {name: f"127.0.0.1:{one.getsockname()[1]}" for name, one in sockets.items()}
 
 
-def _tree(federation: Federation) -> Tree:
+def tree_of(federation: Federation) -> Tree:
+    """The tree that follows from what was proposed."""
     manifest = ceremony.read_proposal(federation.out / "ceremony" / "proposal.json")
     roster = Roster(tuple(Member(name) for name in federation.names), federation.key_holder)
-    return place(roster, roster.names, bytes.fromhex(manifest.tree_seed))
+    return place(roster, roster.names, bytes.fromhex(manifest.tree_seed), federation.study.aggregation.tree)

@@ -43,6 +43,7 @@ class Record:
     stages: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
     traffic: dict[str, dict[str, int]] = field(default_factory=dict)
     ciphertexts: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    usage: dict[str, dict[str, int]] = field(default_factory=dict)
     dropped: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     final: dict[str, str] = field(default_factory=dict)
@@ -83,6 +84,8 @@ class Record:
                 self.ciphertexts[party].append({key: event[key] for key in keys})
             case {"kind": "traffic", "sent": sent, "received": received, "parent": parent}:
                 self.traffic[party] = _up_and_down(sent, received, parent)
+            case {"kind": "usage", "room": "relay", "peak_memory": peak, "descriptors": open_, "sockets": sockets}:
+                self.usage[party] = {"peak_memory": peak, "descriptors": open_, "sockets": sockets}
             case {"kind": "dropped", "who": who, "expected": expected, "came": came}:
                 self.dropped.append({"node": party, "who": who, "expected": expected, "came": came})
             case {"kind": "warning", "text": text}:

@@ -1,7 +1,7 @@
 """The relay: the one process of a node with sockets, and the one that lives as long as the node.
 
-It holds ciphertext, signatures, the public key and the current global model: never data, an update or a
-secret key. It turns what happens on sockets, pipes and clocks into events for the round machine, and does
+It holds ciphertext, signatures and the current global model: never data, an update or a key of the
+encryption. It turns what happens on sockets, pipes and clocks into events for the round machine, and does
 what the machine commands.
 """
 
@@ -10,32 +10,33 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from keys.canaries import round_key
-from keys.ceremony import PUBLIC_KEY, load_identity
-from keys.ciphertexts import CiphertextError
-from keys.ckks import Sealer
+from keys.ceremony import load_identity
 from keys.errors import WardtreeError
+from keys.segments import CiphertextError
 from node import update
 from node.channel import Channel, ChannelClosedError
-from node.home import Home, HomeError, Options
+from node.gauge import own_usage
+from node.history import history_of
+from node.home import Home, Options
 from node.ledger import Ledger
 from node.model_keeper import ModelKeeper
-from node.neighbours import REINTRODUCE_SECONDS, Neighbours
+from node.neighbours import BEAT_SECONDS, Neighbours
 from node.process import name_process
 from node.protocol import events as ev
 from node.protocol.contributor import Contributor
 from node.protocol.keyholder import KeyHolder
-from node.protocol.messages import Partial
+from node.protocol.messages import Partial, Snapshot
 from node.protocol.party import Party
 from node.rooms import Enclave, RoomError, Template, round_job
 from node.sandbox import policy
 from node.sandbox.enter import narrow
 from node.telemetry import Stopwatch, Telemetry
 
-INTRODUCE = "introduce"
+BEAT = "beat"
 """The one timer that is the relay's own and not the machine's."""
 
 
@@ -84,10 +85,8 @@ class Relay:
         self.template, self.keyroom = Template(template), keyroom
         self.identity = load_identity(home.path, passphrase)
         self.ledger = Ledger(home.ledger, self.identity.sign)
-        _refuse_a_second_start(home, self.ledger)
-        self.sealer = Sealer(home.plan, (home.path / PUBLIC_KEY).read_bytes())
         self.keeper = ModelKeeper(home, options, telemetry)
-        self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.tree, home.rules)
+        self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.placement, home.rules)
         self.neighbours = Neighbours(home, self.identity, self._refused)
         self.transport = self.neighbours.transport
         narrow(policy.listening_relay(), home.posture)
@@ -107,10 +106,11 @@ class Relay:
             if descriptor is not None:
                 self.transport.watch(descriptor)
         self._start_enclave("prepare")
+        self.timers[BEAT] = time.monotonic() + BEAT_SECONDS
         while self.exit_code is None:
             messages, descriptors, connected = self.transport.poll(self._patience())
-            if connected:
-                self.neighbours.introduce()
+            for peer in connected:
+                self.neighbours.introduce(peer)
             for peer, parts in messages:
                 for event in self.neighbours.take(peer, parts):
                     self._note(event)
@@ -139,13 +139,13 @@ class Relay:
 
     def _expire(self) -> None:
         now = time.monotonic()
-        if self.neighbours.is_second:
-            self.timers.setdefault(INTRODUCE, now + REINTRODUCE_SECONDS)
         for timer in [timer for timer, due in self.timers.items() if due <= now]:
             if self.timers.pop(timer, None) is None:
                 continue  # an earlier one stopped it
-            if timer == INTRODUCE:
-                self.neighbours.introduce()
+            if timer == BEAT:
+                self.timers[BEAT] = now + BEAT_SECONDS
+                for event in self.neighbours.beat():
+                    self._happen(event)
             else:
                 self._happen(ev.Expired(timer))
 
@@ -198,11 +198,11 @@ class Relay:
     def _handle_enclave(self, message: dict[str, Any]) -> None:
         round_ = self.current.round
         match message["kind"]:
+            case "initial":
+                self.keeper.begin(message["parameters"], message["start"], message["values"])
             case "prepared":
                 self._end_enclave()
-                ready = self.keeper.prepared(message)
-                self.telemetry.tell("ready", parameters=ready.parameters, examples=message["examples"])
-                self._happen(ready)
+                self._get_ready(message)
             case "trained":
                 self._stage_time("train", message["seconds"])
                 if message["fingerprint"] is not None:
@@ -217,6 +217,27 @@ class Relay:
             case "error":
                 self._end_enclave()
                 self._lost(message["text"])
+
+    def _get_ready(self, message: dict[str, Any]) -> None:
+        """Our data and first model are there: go on from what our ledger says that we did before."""
+        self.keeper.prepared(message)
+        parameters, statistics = self.keeper.lengths
+        past = history_of(self.ledger, self.home, self.neighbours.codec, self.keeper.digest)
+        chain, resumed = self.keeper.resume(past.chain)
+        self.telemetry.tell("ready", parameters=parameters, examples=message["examples"])
+        self._happen(
+            ev.Ready(
+                self.keeper.digest,
+                parameters,
+                statistics,
+                self.keeper.size,
+                self.home.posture.text,
+                chain,
+                past.last_round,
+                past.last_forwarded,
+                resumed,
+            )
+        )
 
     def _pause_enclave(self) -> None:
         """The machine's pull is served: leave the rest in the pipe, which holds the enclave back."""
@@ -287,14 +308,28 @@ class Relay:
                 self._pull(segment)
             case ev.Merge():
                 self._merge(command)
-            case ev.Record(what, round_, segment, contributors):
-                self.ledger.append(what=what, round=round_, segment=segment, contributors=sorted(contributors))
+            case ev.Record(what, round_, segment, contributors, posture):
+                more = {"posture": posture} if posture else {}
+                self.ledger.append(what=what, round=round_, segment=segment, contributors=sorted(contributors), **more)
             case ev.OpenTotal():
                 self._open(command)
-            case ev.Stage(_, _, integers):
-                self.keeper.stage(integers)
+            case ev.Stage():
+                self.keeper.stage(command)
             case ev.Apply():
                 self._apply(command)
+            case ev.Keep(published):
+                self._keep(published)
+            case ev.SendState(peer, part, parts):
+                snapshot = Snapshot(self.keeper.digest, part, parts, self.keeper.part(part))
+                self.neighbours.send(peer, snapshot, peer)
+            case ev.Adopt():
+                adopted = self.keeper.adopt(command)
+                state = ev.Adopted(self.keeper.digest, self.keeper.size)
+                self.events.append(state if adopted else ev.NotAdopted())
+            case ev.Dial(peer):
+                self.neighbours.dial(peer)
+            case ev.HangUp(peer):
+                self.neighbours.hang_up(peer)
             case ev.Wipe(round_):
                 self._wipe(round_)
             case ev.SetTimer(timer, seconds):
@@ -313,42 +348,51 @@ class Relay:
             self.identity.box_secret, key_holder.box_key, self.home.digest, round_, self.machine.base
         )
         job = round_job(self.keeper.model, round_, purpose, self.keeper.check_seed(round_), canary_key)
-        self._start_enclave("round", **job)
+        self._start_enclave("round", model=self.keeper.shared.descriptor, **job)
 
     def _merge(self, command: ev.Merge) -> None:
         watch = Stopwatch()
         try:
-            total = update.merge(self.sealer, command.parts)
+            total = update.merge(self.home.plan, command.parts)
         except CiphertextError as error:
             # One of our children's parts is no ciphertext of this plan: nothing more goes up from here.
             self._refused("a child", "ciphertexts of this federation's plan", str(error))
             self.events.append(ev.OwnLost(command.round))
             return
         self._stage_time("merge", watch.seconds)
-        self.events.append(ev.Merged(command.round, command.segment, total))
+        self.events.append(ev.Merged(command.round, command.attempt, command.segment, total))
 
     def _apply(self, command: ev.Apply) -> None:
+        self._end_enclave()  # nothing of it counts in this round any more, and the model changes under it
         watch = Stopwatch()
         state = self.keeper.apply(command)
         self._stage_time("apply", watch.seconds)
         if command.state not in (None, state):
             self._stop(f"round {command.round}: the model here differs from the key holder's after the same totals")
             return
-        contributors = sorted(command.contributors)
-        self.ledger.append(
-            what="closed",
-            round=command.round,
-            contributors=contributors,
-            segments=command.segments,
-            state=state.hex(),
-            left_out=self.home.name not in contributors,
-            time=int(time.time()),
-        )
         seconds = time.monotonic() - self.current.began
+        contributors = sorted(command.contributors)
         self.telemetry.tell(
             "applied", round=command.round, state=state.hex(), seconds=seconds, contributors=contributors
         )
-        self.events.append(ev.Applied(command.round, state))
+        self.events.append(ev.Applied(command.round, state, self.keeper.size))
+
+    def _keep(self, published: ev.Published) -> None:
+        """The key holder's signed word goes into the ledger: with it this node can prove its state to itself."""
+        close = published.close
+        frame = published.frame or self.neighbours.sign(close, "")
+        contributors = sorted(close.contributors)
+        self.ledger.append(
+            what="closed",
+            round=close.round,
+            contributors=contributors,
+            segments=close.segments,
+            state=close.state.hex(),
+            left_out=self.home.name not in contributors,
+            frame=frame.envelope.hex(),
+            time=int(time.time()),
+        )
+        self.keeper.kept()
 
     def _wipe(self, round_: int) -> None:
         self._end_enclave()
@@ -360,21 +404,7 @@ class Relay:
         if error is None:
             self.keeper.save()
         traffic = self.neighbours.traffic
-        self.telemetry.tell("traffic", sent=traffic.sent, received=traffic.received, parent=self.neighbours.parent)
+        self.telemetry.tell("traffic", sent=traffic.sent, received=traffic.received, parent=self.machine.parent)
+        self.telemetry.tell("usage", room="relay", **asdict(own_usage()))
         self.telemetry.tell("stopped", error=error, state=self.keeper.digest.hex())
         self.exit_code = 0 if error is None else 1
-
-
-def _refuse_a_second_start(home: Home, ledger: Ledger) -> None:
-    """A round that was ever aggregated is never aggregated again, so an interrupted study needs version k+1."""
-    rounds: list[int] = []
-    for entry in ledger.entries:
-        if entry["what"] == "started":
-            rounds = [] if entry["manifest"] != home.manifest.digest else rounds
-        else:
-            rounds.append(entry["round"])
-    if rounds:
-        raise HomeError(
-            f"{home.path}: this node has already taken part in rounds up to {max(rounds)} under this manifest; "
-            "sign a new version to run again"
-        )

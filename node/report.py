@@ -85,6 +85,7 @@ def build(federation: Federation, outcome: Outcome, comparison: Mapping[str, Any
         "tree": {"key_holder": tree.key_holder, "apex": tree.apex, "parent": dict(tree.parent)},
         "rounds_detail": rounds,
         "stages": {name: dict(record.stages.get(name, {})) for name in record.parties},
+        "usage": {name: dict(record.usage[name]) for name in record.parties if name in record.usage},
         "bytes": {name: dict(record.traffic[name]) for name in record.parties if name in record.traffic},
         "saw": _saw(record, tree, rounds),
         "results": comparison,

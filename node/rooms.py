@@ -63,8 +63,11 @@ class Template:
     def descriptor(self) -> int:
         return self._control.fileno()
 
-    def start(self, kind: str, **fields: Any) -> Enclave:
-        """Ask for an enclave with this job. The job lies in a memfd, so that a large model blocks nobody.
+    def start(self, kind: str, model: int | None = None, **fields: Any) -> Enclave:
+        """Ask for an enclave with this job, which lies in a memfd, so that it blocks nobody.
+
+        Args:
+            model: the descriptor of the model that it works on (:mod:`node.shared`).
 
         Raises:
             RoomError: the template is gone.
@@ -74,7 +77,8 @@ class Template:
         try:
             Channel(None, job).send(kind, **fields)
             os.lseek(job, 0, os.SEEK_SET)
-            socket.send_fds(self._control, [kind.encode()], [job, write])
+            descriptors = [job, write] if model is None else [job, write, model]
+            socket.send_fds(self._control, [kind.encode()], descriptors)
         except OSError as error:
             raise RoomError("the template of the enclaves ended; see its message above") from error
         finally:
@@ -100,11 +104,10 @@ class Template:
 
 
 def round_job(model: Model, round_: int, purpose: str, check_seed: bytes | None, canary_key: bytes) -> dict[str, Any]:
-    """The fields of a round's job; ``enclave.model_from`` reads them."""
+    """The fields of a round's job; ``enclave.model_from`` reads them. The parameters are shared memory."""
     return {
         "round": round_,
         "purpose": purpose,
-        "model": model.parameters.astype("<f4").tobytes(),
         "statistics": None if model.statistics is None else model.statistics.astype("<f8").tobytes(),
         "parties": model.parties,
         "check_seed": check_seed,

@@ -176,9 +176,12 @@ def _relay(
 ) -> None:
     _close_others(sockets, (control,))
     keep = [control.fileno(), *telemetry.descriptors, *(keyroom.descriptors if keyroom else ())]
-    endpoints = {card.name: card.endpoint for card in home.manifest.cards if card.endpoint}
+    others = {card.name: card.endpoint for card in home.manifest.cards if card.endpoint and card != home.card}
     try:
-        home = replace(home, addresses=resolve(endpoints, home.tree.parent.get(home.name)))
+        addresses, unknown = resolve({} if home.is_key_holder else others)
+        for name in unknown:
+            telemetry.tell("warning", text=f"{name}: {others[name]} has no address; this node cannot dial it")
+        home = replace(home, addresses=addresses)
         enter(policy.relay(home, options.history), home.posture, keep)
     except WardtreeError as error:
         telemetry.tell("stopped", error=str(error))

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from keys import segments
 from keys.canaries import KEY_BYTES
-from keys.ciphertexts import load_segment, make_context
 from keys.ckks import Opener, Sealer, generate_keys
 from keys.errors import WardtreeError
 from keys.packing import Integers
@@ -110,9 +110,10 @@ def measure(
             names = [str(party) for party in range(parties)]
             empty = update.Model(0, np.zeros(params, np.float32))
             weights = dict.fromkeys(names, 1)
-            model = update.apply(empty, 1, TRAIN, staged, names, weights, None, grid)
+            published = np.frombuffer(b"".join(staged), "<i4")
+            model = update.apply(empty, 1, TRAIN, published, names, weights, None, grid)
         total = np.sum([integers[party % DISTINCT] for party in range(parties)], axis=0)
-        exact &= bool(np.array_equal(np.frombuffer(b"".join(staged), "<i4"), total))
+        exact &= bool(np.array_equal(published, total))
         error = max(error, float(np.abs(model.parameters - values).max()))
         sample = clock.runs[-1]
         quantised = sample.pop("quantise") / len(integers)
@@ -137,19 +138,17 @@ def measure(
 
 def _round(bench: Bench, integers: list[Integers], clock: Clock) -> tuple[int, list[bytes]]:
     """Protect, add and open, segment by segment: one party's bytes, and the published totals."""
-    context = make_context(bench.plan)
-    evaluator = bench.sealer._evaluator
+    prime = segments.data_prime(bench.plan)
     parties = [bench.protect(integers[party % DISTINCT], party, clock) for party in range(len(bench.canary_keys))]
     upload_bytes, staged = 0, []
     for number, segment in enumerate(bench.plan.segments(integers[0].size)):
         parts = tuple(next(party) for party in parties)
         upload_bytes += len(parts[0])
         with clock.time("add"):
-            total = update.merge(bench.sealer, parts)
-        left, right = (load_segment(part, bench.plan, context) for part in (parts[0], parts[-1]))
+            total = update.merge(bench.plan, parts)
+        left, right = (segments.read_segment(part, bench.plan) for part in (parts[0], parts[-1]))
         with clock.time("add_two"):
-            for into, other in zip(left, right, strict=True):
-                evaluator.add_inplace(into, other)
+            segments.add_words(left, right, prime)
         with clock.time("open"):
             length = segment.stop - segment.start
             staged.append(update.open_total(bench.opener, total, number, bench.canary_keys, None, length))

@@ -9,30 +9,32 @@ from keys.errors import WardtreeError
 
 
 class ResolveError(WardtreeError):
-    """A party that must be dialled has a host name without an address."""
+    """None of the parties that this node may dial has a host name with an address."""
 
 
-def resolve(endpoints: Mapping[str, str], needed: str | None) -> dict[str, str]:
-    """The endpoints, ``host:port`` by party, with IPv4 addresses in place of names.
+def resolve(endpoints: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Look up where others listen. ZeroMQ is used over IPv4.
 
-    ZeroMQ is used over IPv4. A name that is not found is left as it is: that party cannot be dialled until this
-    node starts anew.
+    Args:
+        endpoints: ``host:port`` by party.
+
+    Returns:
+        The same with addresses in place of names, without those that have none; and who these are. They cannot
+        be dialled until this node starts anew.
 
     Raises:
-        ResolveError: the party ``needed`` is among them.
+        ResolveError: nobody is left.
     """
-    found = {}
+    found, unknown = {}, []
     for party, endpoint in endpoints.items():
         host, _, port = endpoint.rpartition(":")
         try:
             ((*_, address), *_) = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
-        except OSError as error:
-            if party == needed:
-                raise ResolveError(
-                    f"{party}: expected an address for {endpoint!r}, came none ({error.strerror or error}); "
-                    "names are looked up once, when the node starts"
-                ) from error
-            found[party] = endpoint
+        except OSError:
+            unknown.append(party)
         else:
             found[party] = f"{address[0]}:{port}"
-    return found
+    if not found and endpoints:
+        names = ", ".join(f"{party} at {endpoint}" for party, endpoint in endpoints.items())
+        raise ResolveError(f"expected an IPv4 address for one of {names}; came none: is there a network, a DNS?")
+    return found, unknown

@@ -19,7 +19,7 @@ from keys.vault import FAST
 from node.federation import propose
 from node.keyroom import make_key
 from node.local import plan_for
-from node.model_keeper import load_model
+from node.published import load_model
 from node.study import parse_study
 from tests.end_to_end.commands import wait_until, wardtree
 

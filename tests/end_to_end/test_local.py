@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from node.model_keeper import load_model
+from node.published import load_model
 from node.record import Record
 from tests.end_to_end.commands import FULL, descendants, names_below, start, wait_until, wardtree
 

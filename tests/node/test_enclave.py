@@ -29,6 +29,7 @@ from node.rooms import Enclave, RoomError, Template, round_job
 from node.sandbox import policy
 from node.sandbox.enter import enter
 from node.sandbox.machine import detect
+from node.shared import SharedModel
 from node.sumcheck import fingerprint
 from node.tasks.loader import task_source
 from node.update import Model
@@ -99,8 +100,9 @@ class Node:
         return enclave
 
     def job(self, round_: int, check_seed: bytes | None = None, length: int = LENGTH) -> Enclave:
-        model = Model(round_ - 1, np.zeros(length, np.float32))
-        return self.start("round", **round_job(model, round_, TRAIN, check_seed, CANARY_KEY))
+        shared = SharedModel(length)
+        job = round_job(Model(round_ - 1, shared.parameters), round_, TRAIN, check_seed, CANARY_KEY)
+        return self.start("round", model=shared.descriptor, **job)
 
     def integers(self, round_: int) -> NDArray[np.int32]:
         """What one enclave's integers are, as the key room is told them."""
@@ -245,8 +247,9 @@ def test_an_enclave_is_gone_after_its_job_or_when_it_is_ended(tmp_path: Path) ->
         child.wait(10)
         finished.end()
         waiting = node.start("prepare")
-        prepared = waiting.channel.receive(60)
-        assert (prepared["kind"], prepared["examples"], len(prepared["initial"])) == ("prepared", 1, 4 * LENGTH)
+        initial, prepared = waiting.channel.receive(60), waiting.channel.receive(60)
+        assert (initial["kind"], initial["parameters"], len(initial["values"])) == ("initial", LENGTH, 4 * LENGTH)
+        assert (prepared["kind"], prepared["examples"]) == ("prepared", 1)
         waiting.end()
         _until_childless(parent)
 
@@ -304,4 +307,4 @@ def test_an_enclave_that_was_given_up_before_it_was_forked_is_ended_as_soon_as_i
         node.template.start("prepare").end()
         node.template.hear()
         _until_childless(psutil.Process(node.process))
-        assert node.start("prepare").channel.receive(60)["kind"] == "prepared"
+        assert node.start("prepare").channel.receive(60)["kind"] == "initial"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import stat
 from collections.abc import Iterator
@@ -103,6 +104,26 @@ def test_a_whole_ledger_that_somebody_else_wrote_is_refused(tmp_path: Path) -> N
     written(path.with_name("unsigned"), signed=False)
     with pytest.raises(LedgerError, match="line 1"):
         Ledger(path.with_name("unsigned"), IDENTITY.sign)
+
+
+def test_a_note_is_chained_like_any_entry_and_waits_for_the_next_durable_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), fsync(descriptor)))
+    ledger = Ledger(tmp_path / "ledger.jsonl", IDENTITY.sign)
+    ledger.append(what="opening", round=1, segment=0)
+    ledger.note(what="opening", round=1, segment=1)
+    assert len(synced) == 1
+    ledger.append(what="closed", round=1)
+    assert len(synced) == 2
+    entries = Ledger(tmp_path / "ledger.jsonl", IDENTITY.sign).entries
+    assert [(entry["what"], entry.get("segment")) for entry in entries] == [
+        ("opening", 0),
+        ("opening", 1),
+        ("closed", None),
+    ]
 
 
 REWRITTEN = {

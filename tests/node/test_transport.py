@@ -14,11 +14,12 @@ from nacl.public import PrivateKey
 from zmq.utils import z85
 
 from node import transport
-from node.transport import MAX_MESSAGE, REFUSED, Peer, Transport, TransportError
+from node.transport import REFUSED, Peer, Transport, TransportError
 
 NAMES = ("apex", "bo", "cy")
 SECRETS = {name: bytes([number]) * 32 for number, name in enumerate((*NAMES, "mallory"), start=1)}
 PUBLIC = {name: bytes(PrivateKey(secret).public_key) for name, secret in SECRETS.items()}
+MAX_MESSAGE = 1 << 20
 Refusal = tuple[str, str, str]
 
 
@@ -60,6 +61,7 @@ class World:
             address if bind else None,
             None if bind else peers["apex"],
             refuse,
+            MAX_MESSAGE,
         )
         self.nodes.append(Node(made, log))
         return self.nodes[-1]
