@@ -1,7 +1,7 @@
 """What each room of a node may reach: files, ports, system calls.
 
 room       files                                                   network                                    forks
-relay      its own folder, the ledger; reads identity, public key  TCP: its port, ports of listening parties  no
+relay      its own folder, the ledger; reads the identity          TCP: its port, ports of listening parties  no
 template   reads the data, the task's source, the public key       no                                         yes
 enclave    the same                                                no                                         no
 sealer     none of the node's                                      no                                         no
@@ -52,9 +52,10 @@ class Room:
 
 def relay(home: Home, history: Path | None) -> Room:
     """The one room with sockets. At the key holder nobody is dialled; Landlock knows ports, but no addresses."""
+    reach = python_reach()
     reach = replace(
-        python_reach(),
-        read=(*python_reach().read, home.path / IDENTITY, home.path / PUBLIC_KEY),
+        reach,
+        read=(*reach.read, home.path / IDENTITY, Path("/proc/self")),  # the latter for how much memory it takes
         write=(home.ledger,),
         replace=(home.relay_folder, *([history] if history else [])),
         bind=(port_of(home.bind),) if home.bind else (),
