@@ -117,6 +117,7 @@ class Channel:
             return None
         with memoryview(self._buffer) as whole, whole[_LENGTH.size : end] as body:
             message = msgpack.unpackb(body, raw=False, max_bin_len=MAX_MESSAGE)
+            whole[:end] = bytes(end)  # it may have been a plaintext
         del self._buffer[:end]
         assert isinstance(message, dict)
         return message

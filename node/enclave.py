@@ -27,9 +27,10 @@ from keys.errors import WardtreeError
 from keys.plan import Plan
 from node import update
 from node.channel import Channel, ChannelClosedError
-from node.process import describe, name_process, reap, spawn
+from node.process import adopt_orphans, describe, name_process, see_end, spawn
 from node.protocol.messages import STATISTICS
 from node.protocol.posture import Posture
+from node.rooms import ANSWER, ENDED, STARTED
 from node.sandbox import policy
 from node.sandbox.enter import entered, narrow, silence
 from node.sandbox.explain import Witness
@@ -92,9 +93,13 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
     nowhere else.
     """
     name_process(f"template {settings.party}")
+    adopt_orphans()
     _warm_up(settings.task)
     while True:
-        request, (*ends,), _, _ = socket.recv_fds(control, 16, 3)
+        try:
+            request, (*ends,), _, _ = socket.recv_fds(control, 16, 3)
+        except ConnectionResetError:  # it ended with an answer of ours unread
+            return
         if not request:
             return
         relay = Channel(*ends[:2])
@@ -107,14 +112,16 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
             to_keyroom = Channel(None, write)
         child = spawn(signal.SIGKILL, _enter, control, keyroom, relay, to_keyroom, model, settings)
         handle = os.pidfd_open(child)
-        socket.send_fds(control, [b"pid"], [handle])
+        socket.send_fds(control, [ANSWER.pack(STARTED, 0)], [handle])
         os.close(handle)
         relay.close()
         if to_keyroom:
             to_keyroom.close()
         if model is not None:
             os.close(model)
-        reap(child)
+        _, peak_memory = see_end(child)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the relay is gone: so are we, above
+            control.sendmsg([ANSWER.pack(ENDED, peak_memory)])
 
 
 def _enter(

@@ -27,7 +27,7 @@ from keys.vault import KdfCost, open_file, seal_file, write_public
 from node.channel import Channel, ChannelClosedError
 from node.home import Home
 from node.ledger import Ledger
-from node.process import name_process, reap, spawn
+from node.process import name_process, see_end, spawn
 from node.sandbox import policy
 from node.sandbox.enter import narrow
 from node.telemetry import Stopwatch
@@ -54,8 +54,11 @@ def run_keyroom(relay: Channel, template: socket.socket, home: Home, passphrase:
             return
         enclave = Channel(descriptors[0], None)
         child = spawn(signal.SIGKILL, _serve_round, relay, enclave, template, home, secret, box_secret)
-        if reap(child):
+        code, peak_memory = see_end(child)
+        if code:
             relay.send("error", text="the key room could not go on; see its message above")
+        else:
+            relay.send("ended", peak_memory=peak_memory)
         enclave.close()
 
 

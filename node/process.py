@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from keys.errors import WardtreeError
 from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError, conceal, prctl
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -87,6 +87,25 @@ def reap(child: int) -> int:
     """Wait for a child; gives its exit code, or minus the signal that ended it."""
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
+
+
+def adopt_orphans() -> None:
+    """Processes whose parent, a child of ours, dies become ours, so that :func:`see_end` waits for them too."""
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def see_end(child: int) -> tuple[int, int]:
+    """Wait for a child, and for all that it left behind; these must be about to end.
+
+    Returns:
+        Its exit code as from :func:`reap`, and the most bytes that one of them ever had resident.
+    """
+    _, status, usage = os.wait4(child, 0)
+    peak = usage.ru_maxrss
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            peak = max(peak, os.wait4(-1, 0)[2].ru_maxrss)
+    return os.waitstatus_to_exitcode(status), 1024 * peak
 
 
 def describe(error: BaseException) -> str:

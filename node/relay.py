@@ -35,9 +35,13 @@ from node.rooms import Enclave, RoomError, Template, round_job
 from node.sandbox import policy
 from node.sandbox.enter import narrow
 from node.telemetry import Stopwatch, Telemetry
+from node.wiping import ENCLAVE, KEYROOM, PREPARE, Wiping
 
 BEAT = "beat"
 """The one timer that is the relay's own and not the machine's."""
+
+GONE_SECONDS = 5.0
+"""How long the last round's processes, which are told to end, may take to do so."""
 
 
 @dataclass
@@ -90,6 +94,7 @@ class Relay:
         self.neighbours = Neighbours(home, self.identity, self._refused)
         self.transport = self.neighbours.transport
         narrow(policy.listening_relay(), home.posture)
+        self.wiping = Wiping(self.ledger)
         self.current = Current()
         self.timers: dict[str, float] = {}
         self.events: deque[ev.Event] = deque()
@@ -115,17 +120,31 @@ class Relay:
                 for event in self.neighbours.take(peer, parts):
                     self._note(event)
                     self._happen(event)
-            if self.template.descriptor in descriptors:
-                self.template.hear()
-            if keyroom in descriptors:
-                self._hear_keyroom()
+            self._hear_rooms(descriptors)
             enclave = self.current.enclave
             if enclave and enclave.descriptor in descriptors:
                 self._hear_enclave(enclave)
             self._expire()
         self._end_enclave()
+        self._see_rooms_end()
         self.transport.close()
         return self.exit_code
+
+    def _hear_rooms(self, readable: set[int]) -> None:
+        if self.template.descriptor in readable:
+            peak_memory = self.template.hear()
+            if peak_memory is not None:
+                self.wiping.ended(ENCLAVE, peak_memory)
+        if self.keyroom and self.keyroom.read in readable:
+            self._hear_keyroom()
+
+    def _see_rooms_end(self) -> None:
+        """Nothing of the last round is left when this node says that it is done."""
+        if self.keyroom and self.wiping.waits:
+            self.keyroom.send("close")
+        deadline = time.monotonic() + GONE_SECONDS
+        while self.wiping.waits and (left := deadline - time.monotonic()) > 0:
+            self._hear_rooms(self.transport.poll(left)[1])
 
     def _happen(self, event: ev.Event) -> None:
         """Give an event, and what follows from it at once, to the machine."""
@@ -163,6 +182,7 @@ class Relay:
                 contributors=sorted(event.message.contributors),
                 bytes=len(event.message.ciphertexts),
             )
+            self.wiping.held(event.message.round, len(event.message.ciphertexts))
 
     def _stage_time(self, stage: str, seconds: float) -> None:
         self.telemetry.tell("stage", stage=stage, round=self.current.round, seconds=seconds)
@@ -171,6 +191,9 @@ class Relay:
 
     def _start_enclave(self, kind: str, **fields: Any) -> None:
         self._end_enclave()
+        self.wiping.began(self.current.round, ENCLAVE)
+        if self.keyroom and kind == "round":
+            self.wiping.began(self.current.round, KEYROOM)
         self.current.enclave = self.template.start(kind, **fields)
         self.current.pulls = 1
         self.transport.watch(self.current.enclave.descriptor)
@@ -202,6 +225,7 @@ class Relay:
                 self.keeper.begin(message["parameters"], message["start"], message["values"])
             case "prepared":
                 self._end_enclave()
+                self.wiping.dropped(PREPARE, 0)
                 self._get_ready(message)
             case "trained":
                 self._stage_time("train", message["seconds"])
@@ -213,6 +237,7 @@ class Relay:
             case "segment":
                 self._stage_time("protect", message["seconds"])
                 self._pause_enclave()
+                self.wiping.held(round_, len(message["ciphertexts"]))
                 self._happen(ev.Sealed(round_, message["segment"], message["ciphertexts"]))
             case "error":
                 self._end_enclave()
@@ -273,6 +298,8 @@ class Relay:
             case {"kind": "opened", "round": round_, "segment": segment, "integers": integers, "seconds": seconds}:
                 self._stage_time("open", seconds)
                 self._happen(ev.Opened(round_, segment, integers))
+            case {"kind": "ended", "peak_memory": peak_memory}:
+                self.wiping.ended(KEYROOM, peak_memory)
             case {"kind": "refused", "round": round_, "segment": segment}:
                 self._happen(ev.OpeningRefused(round_, segment))
 
@@ -398,7 +425,7 @@ class Relay:
         self._end_enclave()
         if self.keyroom:
             self.keyroom.send("close")
-        self.telemetry.tell("wiped", round=round_, bytes=self.keeper.wipe())
+        self.wiping.dropped(round_, self.keeper.wipe())
 
     def _stop(self, error: str | None) -> None:
         if error is None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 from collections import deque
 from typing import Any
 
@@ -16,6 +17,11 @@ from node.update import Model
 
 class RoomError(WardtreeError):
     """A room of this node ended when it should not."""
+
+
+ANSWER = struct.Struct("<4sQ")
+"""What the template says over the control socket: STARTED, with a pidfd, then ENDED and the peak memory in bytes."""
+STARTED, ENDED = b"pid\0", b"end\0"
 
 
 class Enclave:
@@ -88,19 +94,26 @@ class Template:
         self._starting.append(enclave)
         return enclave
 
-    def hear(self) -> None:
-        """Take the template's word that an enclave runs.
+    def hear(self) -> int | None:
+        """Take the template's word that an enclave runs, or that it has ended.
+
+        Returns:
+            When one has ended: the most bytes that it, or a process that sealed for it, had in memory.
 
         Raises:
             RoomError: the template is gone.
         """
         try:
-            answer, descriptors, _, _ = socket.recv_fds(self._control, 3, 1)  # one answer, "pid", at a time
+            answer, descriptors, _, _ = socket.recv_fds(self._control, ANSWER.size, 1)  # one answer at a time
         except ConnectionResetError:  # it ended before it read a job
             answer, descriptors = b"", []
         if not answer:
             raise RoomError("the template of the enclaves ended; see its message above")
+        kind, peak_memory = ANSWER.unpack(answer)
+        if kind == ENDED:
+            return int(peak_memory)
         self._starting.popleft().started(descriptors[0])
+        return None
 
 
 def round_job(model: Model, round_: int, purpose: str, check_seed: bytes | None, canary_key: bytes) -> dict[str, Any]:

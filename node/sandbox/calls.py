@@ -60,7 +60,8 @@ _HARMLESS_FCNTL = (
 )
 _PR_SET_DUMPABLE = 4
 _HARMLESS_PRCTL = (
-    *(1, 2, 3, 15, 16, 21, 22, 23, 29, 30, 38, 39),  # death signal, name, seccomp, timer slack, no new privileges
+    *(1, 2, 3, 15, 16, 21, 22, 23, 29, 30),  # death signal, name, seccomp, timer slack
+    *(36, 37, 38, 39),  # adopting orphans, no new privileges
     0x53564D41,  # names of anonymous memory
 )
 

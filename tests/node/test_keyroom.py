@@ -95,6 +95,7 @@ class Room:
     def __init__(self, relay: Channel, template: socket.socket) -> None:
         self._relay, self._template = relay, template
         self.said: list[bytes] = []
+        self.ended: list[int] = []
 
     def round(self) -> Channel:
         """A new round begins: the pipe over which the enclave's own integers go."""
@@ -107,7 +108,8 @@ class Room:
         self._relay.send("close")
 
     def hear(self) -> dict[str, Any]:
-        message = self._relay.receive(30)
+        while (message := self._relay.receive(30))["kind"] == "ended":
+            self.ended.append(message["peak_memory"])
         self.said.append(repr(message).encode() + b"".join(v for v in message.values() if isinstance(v, bytes)))
         return message
 
