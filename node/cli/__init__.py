@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from keys.errors import WardtreeError
-from node.cli import bench, ceremony, local, node, plan, study
+from node.cli import bench, ceremony, doctor, local, node, plan, study
 from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError
 from topology import TopologyError
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     help="Hospitals train one model together; nobody sees another's data or another's model update.",
     epilog="Start with [bold]wardtree local[/bold]: four hospitals on this machine, on real data.",
 )
+app.command("doctor")(doctor.doctor)
 app.command("local")(local.local)
 app.command("node")(node.node)
 app.command("plan")(plan.plan)

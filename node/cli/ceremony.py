@@ -13,8 +13,8 @@ from keys import ceremony
 from keys.ceremony import Step
 from keys.plan import Plan
 from keys.vault import STANDARD, naming, read_bounded
-from node.cli.gaps import AllowGap
 from node.cli.passphrase import Descriptor, read_passphrase
+from node.cli.sandbox import AllowGap
 from node.federation import plan_for, propose
 from node.study import read_study
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from node import report as reports
-from node.cli.gaps import AllowGap
+from node.cli.sandbox import AllowGap
 from node.display import LiveView
 from node.local import (
     STUDIES,

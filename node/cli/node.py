@@ -12,9 +12,9 @@ import typer
 
 from node.channel import Channel, ChannelClosedError
 from node.cli.passphrase import Descriptor, read_passphrase
-from node.home import HomeError, Options
+from node.cli.sandbox import check_policy
+from node.home import Options
 from node.process import name_process, reap, spawn
-from node.sandbox.machine import POLICIES
 from node.supervisor import run_node
 
 
@@ -44,9 +44,7 @@ def node(
 
         wardtree node --home /srv/wardtree/uppsala --passphrase-fd 3 3< /run/keys/uppsala
     """
-    if sandbox not in (None, *POLICIES):
-        raise HomeError(f"--sandbox: expected {', '.join(POLICIES)}; came {sandbox!r}")
-    options = Options(policy=sandbox, insecure_development=insecure_development)
+    options = Options(policy=check_policy(sandbox), insecure_development=insecure_development)
     ours, theirs = Channel.pair()
     # The reader is forked before there is a passphrase in this process.
     reader = spawn(signal.SIGKILL, _show, ours, theirs, as_json)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from node.protocol.posture import ADVISORY, REQUIRED, Minimum, Posture
@@ -13,43 +14,42 @@ from node.sandbox.landlock import PORTS_FROM, TRUNCATE_FROM, landlock_version
 
 POLICIES = ("required", "bubblewrap", "external", "off")
 
-ADVICE = {
-    "core-pattern": "the rooms leave no cores; to be sure of all else: sysctl kernel.core_pattern=core",
-    "external": 'confine the rooms by the kernel: policy = "required"',
-    "hibernation": "mask hibernation: systemctl mask hibernate.target hybrid-sleep.target",
+REMEDIES = {
+    "core-pattern": "the rooms leave no cores; for all else on this machine: sysctl kernel.core_pattern=core",
+    "external": 'let the kernel confine the rooms: policy = "required"',
+    "hibernation": "systemctl mask hibernate.target hybrid-sleep.target suspend-then-hibernate.target",
     "init-on-free": "boot the kernel with init_on_free=1",
     "landlock": "Linux 5.13 or newer with CONFIG_SECURITY_LANDLOCK, and landlock in the kernel's lsm= list",
-    "landlock-tcp": "Linux 6.7 or newer (Ubuntu 24.04, Debian 13, RHEL 9.6)",
+    "landlock-tcp": "Linux 6.7 or newer; Debian 13, Ubuntu 24.04, RHEL 9.6 have it",
     "landlock-truncate": "Linux 6.2 or newer",
     "no-sandbox": "leave --insecure-development away",
-    "ptrace": "the rooms cannot be traced; to be sure of all else: sysctl kernel.yama.ptrace_scope=1 or higher",
+    "ptrace": "the rooms cannot be traced; for all else on this machine: sysctl kernel.yama.ptrace_scope=1",
     "root": "run the node as a user of its own",
-    "seccomp": "a kernel with CONFIG_SECCOMP_FILTER, and no container that forbids it",
+    "seccomp": "a kernel with CONFIG_SECCOMP_FILTER, in no container that forbids it",
     "shared-files": 'a kernel with Landlock, and policy = "required"',
-    "swap": "swapoff -a; or for this service alone MemorySwapMax=0, as deploy/wardtree-node@.service says",
+    "swap": "swapoff -a; or MemorySwapMax=0 for this service alone, as in deploy/wardtree-node@.service",
 }
 """What closes each gap."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that was looked at: the gap that it would be, whether it is one, and what was found."""
+
+    gap: str
+    is_gap: bool
+    found: str
+
+
+def facts(policy: str = "required") -> tuple[Fact, ...]:
+    """Everything that this machine's kernel, configuration and this user say about a sandbox."""
+    return (*_kernel(policy), *_configuration())
 
 
 def detect(policy: str = "required") -> Posture:
     """The posture that a node has on this machine under a policy."""
     version = 0 if policy == "off" else landlock_version()
-    gaps = {name for name, there in _ADVISORY_CHECKS.items() if there()}
-    if is_root():
-        gaps.add("root")
-    if policy == "off":
-        return Posture(policy, 0, frozenset(gaps | {"no-sandbox"}))
-    if not has_seccomp():
-        gaps.add("seccomp")
-    if version < 1:
-        gaps.add("shared-files" if policy == "bubblewrap" else "landlock")
-    elif version < TRUNCATE_FROM:
-        gaps.add("landlock-truncate")
-    if version < PORTS_FROM:
-        gaps.add("landlock-tcp")
-    if policy == "external":
-        gaps.add("external")
-    return Posture(policy, version, frozenset(gaps))
+    return Posture(policy, version, frozenset(fact.gap for fact in facts(policy) if fact.is_gap))
 
 
 BY_MANIFEST = "all parties sign a manifest that allows it by name"
@@ -68,9 +68,13 @@ def require(posture: Posture, minimum: Minimum, who: str, otherwise: str = BY_MA
 
 def explain(gap: str) -> str:
     """A gap and what closes it, in one line."""
-    what = (REQUIRED | ADVISORY).get(gap, "unknown to this version")
-    remedy = ADVICE.get(gap, "install a newer version of wardtree")
-    return f"sandbox gap {gap!r}: {what}. To close it: {remedy}"
+    remedy = REMEDIES.get(gap, "install a newer version of wardtree")
+    return f"sandbox gap {gap!r}: {meaning(gap)}. To close it: {remedy}"
+
+
+def meaning(gap: str) -> str:
+    """What a gap is, in a few words."""
+    return (REQUIRED | ADVISORY).get(gap, "unknown to this version")
 
 
 def is_root() -> bool:
@@ -81,42 +85,44 @@ def is_root() -> bool:
     return inside == outside == "0"
 
 
-# ---- what only advice can be given for --------------------------------------------------------------------
+def _kernel(policy: str) -> Iterator[Fact]:
+    if policy == "off":
+        yield Fact("no-sandbox", True, "off")
+    else:
+        version, shared = landlock_version(), policy == "bubblewrap"
+        found = f"version {version}" if version else "none"
+        yield Fact("shared-files" if shared else "landlock", version < 1, found)
+        yield Fact("landlock-truncate", 0 < version < TRUNCATE_FROM, found)
+        yield Fact("landlock-tcp", version < PORTS_FROM, found)
+        filters = has_seccomp()
+        yield Fact("seccomp", not filters, "filters" if filters else "none")
+    if policy == "external":
+        yield Fact("external", True, "vouched for in node.toml, or on the command line")
+    yield Fact("root", is_root(), f"user {os.geteuid()}")
 
 
-def swap() -> bool:
-    """Whether this process's memory may be written to a swap device that survives a power cut."""
+def _configuration() -> Iterator[Fact]:
+    """What the rooms cannot do themselves, and only the machine's administrator can."""
     devices = [line.split()[0] for line in _text("/proc/swaps").splitlines()[1:]]
     on_disk = [device for device in devices if not device.startswith("/dev/zram")]
-    return bool(on_disk) and _cgroup("memory.swap.max") != "0"
-
-
-def core_pattern() -> bool:
-    return _text("/proc/sys/kernel/core_pattern").startswith("|")
-
-
-def hibernation() -> bool:
-    return "disk" in _text("/sys/power/state").split()
-
-
-def init_on_free() -> bool:
-    """Whether freed pages keep what they held. A command line says it; a kernel built to do it does not tell."""
-    options = _text("/proc/cmdline").split()
-    return "init_on_free=1" not in options
-
-
-def ptrace() -> bool:
+    limit = _cgroup("memory.swap.max")
+    found = ", ".join(devices) or "none"
+    yield Fact("swap", bool(on_disk) and limit != "0", f"{found}, and none for this service" if limit == "0" else found)
+    states = _text("/sys/power/state").split()
+    yield Fact("hibernation", "disk" in states, " ".join(states) or "none")
+    pattern = _text("/proc/sys/kernel/core_pattern").strip()
+    yield Fact("core-pattern", pattern.startswith("|"), pattern or "unknown")
+    cleared = _clears_freed_pages()
+    yield Fact("init-on-free", not cleared, "on" if cleared else "off")
     scope = _text("/proc/sys/kernel/yama/ptrace_scope").strip()
-    return scope in ("", "0")
+    yield Fact("ptrace", scope in ("", "0"), f"yama {scope}" if scope else "no yama")
 
 
-_ADVISORY_CHECKS: dict[str, Callable[[], bool]] = {
-    "core-pattern": core_pattern,
-    "hibernation": hibernation,
-    "init-on-free": init_on_free,
-    "ptrace": ptrace,
-    "swap": swap,
-}
+def _clears_freed_pages() -> bool:
+    """By the kernel's command line, or as it was built where that can be read."""
+    options = _text("/proc/cmdline").split()
+    built = "CONFIG_INIT_ON_FREE_DEFAULT_ON=y" in _text(f"/boot/config-{os.uname().release}").splitlines()
+    return "init_on_free=1" in options or (built and "init_on_free=0" not in options)
 
 
 def _cgroup(limit: str) -> str:

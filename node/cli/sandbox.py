@@ -1,4 +1,4 @@
-"""The option that allows parts of the sandbox to be missing, by name."""
+"""Options of the sandbox: the policy, and parts that may be missing, by name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from node.protocol.posture import ADVISORY, REQUIRED
+from node.sandbox.machine import POLICIES
 
 
 def _known(names: list[str] | None) -> list[str] | None:
@@ -15,6 +16,13 @@ def _known(names: list[str] | None) -> list[str] | None:
         if name not in known:
             raise typer.BadParameter(f"expected one of {', '.join(known)}; came {name!r}")
     return names
+
+
+def check_policy(name: str | None) -> str | None:
+    """Raises BadParameter for a policy that there is not."""
+    if name not in (None, *POLICIES):
+        raise typer.BadParameter(f"--sandbox: expected {', '.join(POLICIES)}; came {name!r}")
+    return name
 
 
 AllowGap = Annotated[
