@@ -43,11 +43,11 @@ class PlantedTask(Task):
 
     def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
         values = update_of(self.data, round.number)
-        single = values.astype(np.float32)  # what training in torch would leave behind
+        self.trained = values.astype(np.float32)  # a task keeps its network, and so would one of torch
         deadline = time.monotonic() + SECONDS
         while round.number == round.rounds and not Path(f"{self.path}.go").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-        return single
+        return self.trained
 
     def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> dict[str, float]:
         return {}

@@ -162,7 +162,7 @@ def wait_for_round_2(federation: Federation, nodes: Mapping[str, subprocess.Pope
     homes = {name: federation.home(name) for name in NAMES}
     while True:
         told = [{(e["what"], e.get("round")) for e in entries(home)} for home in homes.values()]
-        rooms = [{p.name().split()[0] for p in processes(node)} for node in nodes.values()]
+        rooms = [{name.split()[0] for name in processes(node).values()} for node in nodes.values()]
         if all(("wiped", 1) in t and ("training", 2) in t for t in told) and all("enclave" in r for r in rooms):
             return
         if time.monotonic() > deadline or any(node.poll() is not None for node in nodes.values()):
@@ -171,17 +171,19 @@ def wait_for_round_2(federation: Federation, nodes: Mapping[str, subprocess.Pope
         time.sleep(0.1)
 
 
-def processes(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    try:
+def processes(node: subprocess.Popen[bytes]) -> dict[int, str]:
+    """The name of every process of a node, by number."""
+    found = {}
+    with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(node.pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+        for each in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[each.pid] = each.name()
+    return found
 
 
-def room_of(process: psutil.Process) -> str:
-    name = process.name()
-    return next((room for prefix, room in ROOMS.items() if name.startswith(prefix.rstrip())), name)
+def room_of(name: str) -> str:
+    return next((room for prefix, room in ROOMS.items() if name.startswith(prefix)), name)
 
 
 # ---- what is looked for ---------------------------------------------------------------------------------
@@ -191,20 +193,23 @@ def forms_of(data: bytes, plan: Plan, canary_key: bytes) -> dict[str, bytes]:
     """Round 1's update of one party in every form that it takes on its way."""
     values = update_of(np.frombuffer(data, "<f8"), 1)
     integers = values.astype(np.int64)
-    part = integers[: plan.values_per_segment]
-    marks = canaries.digits(canary_key, plan, 0, plan.ciphertexts(part.size))
-    slots = pack(part, plan, marks)
-    context = make_context(plan)
-    plaintext = sealapi.Plaintext()
-    sealapi.CKKSEncoder(context).encode(slots[0].tolist(), float(plan.scale), plaintext)
+    encoder, plaintext = sealapi.CKKSEncoder(make_context(plan)), sealapi.Plaintext()
+    slots, polynomials = b"", b""
+    for number, part in enumerate(plan.segments(integers.size)):
+        marks = canaries.digits(canary_key, plan, number, plan.ciphertexts(integers[part].size))
+        packed = pack(integers[part], plan, marks)
+        slots += packed.tobytes()
+        for each in packed:
+            encoder.encode(each.tolist(), float(plan.scale), plaintext)
+            polynomials += from_seal(plaintext, plan.poly_modulus_degree).tobytes()
     return {
         DATA: data,
         "update, float64": values.tobytes(),
         "update, float32": values.astype("<f4").tobytes(),
         "update, 64-bit integers": integers.tobytes(),
         "update, 32-bit integers": integers.astype("<i4").tobytes(),
-        "update, packed into slots": slots.tobytes(),
-        "update, encoded polynomial": from_seal(plaintext, plan.poly_modulus_degree).tobytes(),
+        "update, packed into slots": slots,
+        "update, encoded polynomials": polynomials,
     }
 
 
@@ -251,8 +256,8 @@ def prove(length: int = LENGTH, program: str = "node") -> Proof:
             wait_for_round_2(federation, nodes)
             time.sleep(1.0)  # the enclaves of round 2 have read their data
             for name, node in nodes.items():
-                for process in processes(node):
-                    _search(proof, room_of(process), process.pid, windows[name])
+                for process, called in processes(node).items():
+                    _search(proof, room_of(called), process, windows[name])
             for name in NAMES:
                 (folder / f"{name}.f64.go").touch()
             codes = [node.wait(SECONDS) for node in nodes.values()]
