@@ -344,11 +344,14 @@ class Contributor(Climber):
 
     def on_applied(self, event: ev.Applied) -> None:
         assert self.closing is not None
+        just_joined = self.joined_on == self.base  # the key holder may believe that we are still there
         self.base, self.size = event.state, event.size
         self.do(ev.Keep(self.closing), ev.StopTimer("gather"), ev.Wipe(event.round))
         self.do(ev.Report("closed", event.round, self.closing.close.contributors))
         self.round, self.state = None, State.IDLE
         self.closed(self.closing)
+        if just_joined:
+            self.join()
 
     def on_failed(self, event: ev.Received) -> None:
         fail = event.message
@@ -437,6 +440,7 @@ class Contributor(Climber):
         (State.GATHERING, Total): on_total,
         (State.GATHERING, Close): on_close,
         (State.GATHERING, Fail): on_failed,
+        (State.GATHERING, Finish): on_finish,
         (State.FLOWING, Joined): Climber.on_joined,
         (State.FLOWING, Gone): Climber.on_gone,
         (State.FLOWING, Open): on_open,
@@ -448,8 +452,10 @@ class Contributor(Climber):
         (State.FLOWING, Total): on_total,
         (State.FLOWING, Close): on_close,
         (State.FLOWING, Fail): on_failed,
+        (State.FLOWING, Finish): on_finish,
         (State.FLOWING, ev.Expired): on_expired,
         (State.APPLYING, ev.Applied): on_applied,
         (State.ENDING, Joined): Climber.on_joined,
+        (State.ENDING, Gone): Climber.on_gone,
         (State.ENDING, ev.Expired): Climber.leave,
     }

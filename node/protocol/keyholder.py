@@ -120,7 +120,7 @@ class KeyHolder(Feeder):
         self.places[event.sender] = Place(joined.parent, joined.base)
         if event.sender == event.peer:
             self.place(event.peer, joined)
-        if self.state is State.IDLE and self._is_unknown(joined):
+        if self.state is State.IDLE and joined.base not in self._known:
             name = event.sender
             if not self.began:
                 self._fail(f"{name} holds another model, study or package versions than the key holder", final=True)
@@ -131,9 +131,10 @@ class KeyHolder(Feeder):
                 self.do(ev.SetTimer("settle", self.rules.settle_seconds))
             self._begin_if_all_are_there()
 
-    def _is_unknown(self, joined: Joined) -> bool:
-        known = {self.base, *(published.close.base for published in self.chain)}
-        return bool(self.base) and joined.base not in known
+    @property
+    def _known(self) -> set[bytes]:
+        """Every state that this study has had."""
+        return {self.base, *(published.close.base for published in self.chain)}
 
     def on_gone(self, event: ev.Received) -> None:
         gone = event.message
@@ -147,9 +148,16 @@ class KeyHolder(Feeder):
                 self._begin_if_all_are_there()
 
     def live(self) -> frozenset[str]:
-        """Who holds our state and has a way to us."""
+        """Who holds our state and has a way to us.
+
+        What a party said of its state may be old when it comes by another way: of those who were in the last
+        round, and of all after our own restart, any state of this study will do. Who is really behind is brought
+        forward by its parent before the round's opening reaches it.
+        """
         reached = {self.me}
-        names = {name for name, place in self.places.items() if place.base == self.base}
+        trusted = self.expected if self.began else self.places.keys()
+        known = self._known
+        names = {n for n, p in self.places.items() if p.base == self.base or (p.base in known and n in trusted)}
         while True:
             more = {n for n in self.places.keys() - reached if self._has_way(n, reached)}
             if not more:
@@ -165,6 +173,9 @@ class KeyHolder(Feeder):
             self._begin_with(self.live())
 
     def on_waited(self, event: ev.Expired) -> None:
+        if self._is_finished:
+            self._finish()
+            return
         live = self.live()
         missing = sorted(frozenset(self.placement.order) - live)
         self._begin_with(live)
@@ -328,7 +339,7 @@ class KeyHolder(Feeder):
         self.round, self.base, self.size, self.state = None, event.state, event.size, State.IDLE
         self.failures = 0
         self.closed(published)
-        self._next_round()
+        self._wait()
 
     def _count_absences(self, contributors: frozenset[str], state: bytes) -> None:
         """Who was in the round holds its state now; who gave nothing twice must first say that it is there."""
@@ -340,12 +351,6 @@ class KeyHolder(Feeder):
             if place.missed == 2:
                 del self.places[name]
                 self.expected -= {name}
-
-    def _next_round(self) -> None:
-        if self._is_finished:
-            self._finish()
-        else:
-            self._wait()
 
     # ---- the end ----------------------------------------------------------------------------------------
 
@@ -373,7 +378,7 @@ class KeyHolder(Feeder):
         if was_round:
             self.append(fail, is_last=True)
         self.state = State.IDLE
-        self._next_round()
+        self._wait()
 
     def _say_goodbye(self, word: Finish | Fail, error: str | None) -> None:
         self.error, self.state = error, State.ENDING
@@ -382,7 +387,7 @@ class KeyHolder(Feeder):
         self._leave_if_told()
 
     def _leave_if_told(self) -> None:
-        if self.state is State.ENDING and self.everyone_is_fed:
+        if self.state is State.ENDING and self.fed and self.everyone_is_fed:
             self.leave()
 
     def on_room(self, peer: str) -> None:
@@ -421,5 +426,6 @@ class KeyHolder(Feeder):
         (State.FLOWING, ev.Expired): on_round_expired,
         (State.APPLYING, ev.Applied): on_applied,
         (State.ENDING, Joined): on_joined_late,
+        (State.ENDING, Gone): on_gone,
         (State.ENDING, ev.Expired): Feeder.leave,
     }
