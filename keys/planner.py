@@ -37,6 +37,7 @@ SEGMENT_CIPHERTEXTS = 64
 PUBLISHED_BYTES = PUBLISHED_BITS // 8
 _MAX_PARTIES_SEARCHED = 1 << PUBLISHED_BITS
 
+
 @dataclass(frozen=True)
 class Explanation:
     """What a plan means for an update of ``parameters`` values.

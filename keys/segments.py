@@ -135,8 +135,7 @@ def read_segment(segment: bytes, plan: Plan) -> Words:
     count, odd = divmod(size, each)
     if odd or not 1 <= count <= plan.segment_ciphertexts:
         raise CiphertextError(
-            f"a segment of 1 to {plan.segment_ciphertexts} ciphertexts of {each} bytes was expected, "
-            f"came {size} bytes"
+            f"a segment of 1 to {plan.segment_ciphertexts} ciphertexts of {each} bytes was expected, came {size} bytes"
         )
     packed = np.frombuffer(segment, "<u8", offset=HEAD_BYTES).reshape(2 * count, -1)
     words = unpack_words(packed, plan.prime_bits[0]).reshape(2, count, -1)

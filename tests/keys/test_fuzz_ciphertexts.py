@@ -7,7 +7,6 @@ done to a mutant follows from its index, which the message of a failure names.
 from __future__ import annotations
 
 import faulthandler
-import hashlib
 import os
 import resource
 import signal
