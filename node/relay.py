@@ -201,8 +201,8 @@ class Relay:
                 self._get_ready(message)
             case "trained":
                 self._stage_time("train", message["seconds"])
-                if message["fingerprint"] is not None:
-                    self.telemetry.tell("fingerprint", round=round_, value=message["fingerprint"])
+                if message["fingerprints"] is not None:
+                    self.telemetry.tell("fingerprints", round=round_, values=message["fingerprints"])
                 if self.home.is_key_holder:
                     self._pause_enclave()
                     self._happen(ev.Contributed(round_))
