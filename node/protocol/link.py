@@ -70,6 +70,11 @@ class Link:
         self._is_new = True
 
     @property
+    def is_up(self) -> bool:
+        """Whether both sides know each other: what is queued before is dropped."""
+        return not self._is_new
+
+    @property
     def pending(self) -> int:
         """Items of ours that the neighbour has not consumed yet."""
         return self._last_queued - max(self._limit - self.window, 0)
@@ -114,6 +119,8 @@ class Link:
         if not knows_us:  # it speaks of a predecessor of ours
             return [], replies
         if self._is_new:
+            self._outbox.clear()  # meant for its predecessor, by who had not heard that it is gone
+            self._last_queued = 0
             self._is_new = False
             self.established += 1
         if wire.kind == HELLO:  # what was sent and not received is lost: go back to it

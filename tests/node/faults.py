@@ -57,9 +57,12 @@ def trouble(network: Network, faults: Counter[str], key_holder_too: bool = True)
         when = draw.uniform(0.0, until)
         a, b = draw.sample(network.names, 2)
         name = draw.choice(victims)
-        kind = draw.choice(("kill", "kill", "stop", "cut", "flicker", "own"))
+        kind = draw.choice(("kill", "kill", "moment", "moment", "stop", "cut", "flicker", "own"))
         if kind == "kill":
             network.plan(when, lambda name=name: kill(name))  # type: ignore[misc]
+        elif kind == "moment":  # just after somebody trained, the apex let a total through, or one was opened
+            moment = draw.choice(("training", "forwarded", "forwarded", "opening"))
+            network.moments[moment, draw.randrange(network.rules.rounds + 1)] = lambda name=name: kill(name)  # type: ignore[misc]
         elif kind == "stop":
             network.plan(when, lambda name=name: stop(name))  # type: ignore[misc]
         elif kind == "cut":
@@ -107,10 +110,12 @@ def require(condition: bool, text: str) -> None:
 
 def check(network: Network) -> None:
     """What must hold, whatever happened."""
+    require(not network.violations, "; ".join(network.violations))
     seen = set()
     for opening in network.openings:
-        require(opening.held == sorted(opening.listed), f"{opening}: the total is the sum over its listed set")
         require(len(set(opening.held)) == len(opening.held), f"{opening}: nobody is in it twice")
+        listed = sorted(f"{name}:{opening.round}" for name in opening.listed)
+        require(opening.held == listed, f"{opening}: the total is the sum over its listed set, of this round")
         require(quorum_met(opening.listed, network.rules.min_hidden), f"{opening}: everyone is hidden")
         require((opening.round, opening.segment) not in seen, f"{opening}: one opening per round and segment")
         seen.add((opening.round, opening.segment))
@@ -125,6 +130,8 @@ def check(network: Network) -> None:
         require(disk.history == chain[: len(disk.history)], f"{name}: its models are the key holder's, round by round")
         require(len(set(disk.history)) == len(disk.history), f"{name}: no state twice")
         require(disk.state == (disk.history[-1] if disk.history else FIRST), f"{name}: its disk has its last state")
+        if name == network.key_holder:
+            continue
         trained = [round_ for what, round_, _ in disk.records if what == "training"]
         require(len(trained) == len(set(trained)), f"{name}: trained twice in one round")
     for name, node in network.nodes.items():

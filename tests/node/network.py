@@ -1,8 +1,8 @@
 """An in-memory network for the real round machines and the real links, with a clock of its own.
 
 Everything but the machines and the links is played. A "ciphertext" is the sorted list of the names whose
-update it holds, so that every opened total can be compared with its listed set; a node's disk outlives its
-process. A seed decides how long everything takes, and what goes wrong: connections break, nodes die, come
+update it holds, and of the rounds these are from, so that every opened total can be compared with its listed
+set; a node's disk outlives its process. A seed decides how long everything takes, and what goes wrong: connections break, nodes die, come
 back, stop and go on, links are cut, wires arrive late or twice.
 """
 
@@ -107,11 +107,13 @@ class Network:
         self.lose_own: set[tuple[str, int]] = set()
         self.disks = {name: Disk(state=self.bases.get(name, FIRST)) for name in names}
         self.nodes: dict[str, Node] = {}
+        self.violations: list[str] = []
         self.drops: list[tuple[str, ev.Drop]] = []
         self.reports: list[tuple[str, ev.Report]] = []
         self.published: list[Total] = []
         self.ciphertexts_at_key_holder: dict[int, set[frozenset[str]]] = {}
         self.slow, self.doubled = 0.0, 0.0
+        self.moments: dict[tuple[str, int], Callable[[], None]] = {}
         for name in names:
             self.start(name)
 
@@ -353,14 +355,18 @@ class Network:
             case ev.PullSegment(round_, segment):
                 if node.training:
                     slow = 2.0 if segment == 0 else 0.02
-                    self._soon(node, ev.Sealed(round_, segment, node.name.encode()), 0.001, slow)
+                    own = f"{node.name}:{round_}".encode()
+                    self._soon(node, ev.Sealed(round_, segment, own), 0.001, slow)
             case ev.Merge(round_, attempt, segment, parts):
                 names = sorted(name for part in parts for name in part.decode().split())
                 self._soon(node, ev.Merged(round_, attempt, segment, " ".join(names).encode()))
             case ev.Record(what, round_, segment, _):
                 disk.records.append((what, round_, segment))
+                fault = self.moments.pop((what, round_), None)
+                if fault:
+                    self._at(self.random.choice((0.0, 0.05, 0.5)), "fault", fault)
             case ev.OpenTotal(round_, segment, others, own, ciphertexts):
-                held = sorted([*ciphertexts.decode().split(), *([node.name] if own else [])])
+                held = sorted([*ciphertexts.decode().split(), *([f"{node.name}:{round_}"] if own else [])])
                 listed = others | ({node.name} if own else frozenset())
                 self.openings.append(Opening(round_, segment, node.machine.base, listed, held))
                 length = self.lengths[STATISTICS] if len(disk.chain) == 0 else self.lengths["train"]
@@ -406,5 +412,6 @@ class Network:
         parts = [disk.state, command.purpose.encode(), b"%d" % command.round, names]
         disk.state = hashlib.sha256(b"|".join(parts + integers)).digest()
         disk.history.append(disk.state)
-        assert command.state in (None, disk.state), "the totals here are the key holder's"
+        if disk.state not in self.disks[self.key_holder].history:
+            self.violations.append(f"{node.name} applied round {command.round} before the key holder closed it")
         self.event(node, ev.Applied(command.round, disk.state, self._size(Disk(chain=(None,)))))  # type: ignore[arg-type]

@@ -71,7 +71,8 @@ class Line:
             return  # a round machine speaks to neighbours that it knows
         self.count += 1
         item = (f"{side} {self.count}".encode(), b"payload")
-        life.sent.setdefault(life.link.peer_session or 0, []).append(item)
+        if life.link.is_up:  # else it is for a predecessor, which is gone
+            life.sent.setdefault(life.link.peer_session or 0, []).append(item)
         self.put(side, life.link.send(item))
 
     def deliver(self, side: str) -> None:
@@ -169,6 +170,16 @@ def test_a_restarted_neighbour_begins_with_an_empty_link() -> None:
     assert [len(items) for items in line.now("child").arrived.values()] == [1]
 
 
+def test_what_is_queued_while_a_neighbour_is_introduced_is_not_for_it() -> None:
+    link = Link(1, window=2)
+    link.receive(Wire(HELLO, 99, 1, 1, 0, 2))
+    link.receive(Wire(HELLO, 98, 0, 0, 0, 2))
+    assert link.send((b"for its predecessor", b"")) == []
+    _, wires = link.receive(Wire(HELLO, 98, 1, 1, 0, 2))
+    assert not [wire for wire in wires if wire.kind == DATA]
+    assert [wire.sequence for wire in link.send((b"for it", b""))] == [1]
+
+
 def test_credit_for_what_a_predecessor_sent_is_no_credit() -> None:
     link = Link(1, window=2)
     link.receive(Wire(HELLO, 99, 1, 1, 0, 2))
@@ -210,7 +221,7 @@ GARBAGE = {
     "an empty part": [b""],
     "a short header": [HEAD[:-1]],
     "a long header": [HEAD + b"\0"],
-    "an unknown kind": [b"\x04" + HEAD[1:]],
+    "an unknown kind": [b"\x05" + HEAD[1:]],
     "kind zero": [b"\0" + HEAD[1:]],
     "a credit with an item": [HEAD, b"e", b"p"],
     "data without an item": [bytes([DATA]) + HEAD[1:]],
