@@ -132,6 +132,10 @@ def link(data: bytes) -> None:
             wire = Wire.parse(parts)
             if wire is None:
                 continue
+            fault = side.fault(wire)
+            if fault:
+                assert all(fault)
+                continue
             before = side.established
             items, replies = side.receive(wire)
             if side.established != before:
