@@ -105,8 +105,25 @@ class Link:
         self._outbox.append((self._last_queued, item))
         return self._flow()
 
+    def fault(self, wire: Wire) -> tuple[str, str] | None:
+        """What was expected and what came, of a wire that no honest neighbour sends: it must not be received.
+
+        Who grants itself more than a window of us, or says that it received what we never sent, would have us
+        queue our whole state for it at once; data beyond the credit that we gave would be ours to hold.
+        """
+        if wire.peer != self.session:
+            return None  # it does not know us: none of its numbers count
+        sent = self._last_queued if wire.session == self.peer_session and self.is_up else 0
+        if wire.received > sent:
+            return f"receipts for the {sent} items that were sent", f"one for item {wire.received}"
+        if wire.limit > wire.received + self.window:
+            return f"credit for {self.window} items", f"credit for {wire.limit - wire.received}"
+        if wire.kind == DATA and wire.session == self.peer_session and wire.sequence > self._consumed + self.window:
+            return f"data within a credit of {self.window} items", f"item {wire.sequence - self._consumed} of it"
+        return None
+
     def receive(self, wire: Wire) -> tuple[list[Item], list[Wire]]:
-        """Take a wire from the neighbour: items to deliver, wires to send."""
+        """Take a wire from the neighbour, one without :meth:`fault`: items to deliver, wires to send."""
         if wire.session != self.peer_session:
             if wire.kind != HELLO:  # a session is introduced first: its numbering is not known
                 return [], [self.hello()]

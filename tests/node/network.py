@@ -281,6 +281,7 @@ class Network:
             node.links[peer] = Link(self.random.getrandbits(63) | 1, self.rules.window)
         link = node.links[peer]
         before = link.established
+        assert link.fault(wire) is None, "an honest neighbour is never blamed"
         items, replies = link.receive(wire)
         self._out(node, peer, replies)
         if link.established != before:

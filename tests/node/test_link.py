@@ -77,7 +77,9 @@ class Line:
 
     def deliver(self, side: str) -> None:
         life = self.now(side)
-        items, replies = life.link.receive(self.wires[side].popleft())
+        wire = self.wires[side].popleft()
+        assert life.link.fault(wire) is None, "an honest neighbour is never blamed"
+        items, replies = life.link.receive(wire)
         self.put(side, replies)
         if life.link.established != life.established:
             life.established = life.link.established
