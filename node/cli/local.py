@@ -14,16 +14,8 @@ from rich.console import Console
 
 from node import report as reports
 from node.display import LiveView
-from node.local import (
-    STUDIES,
-    Federation,
-    LocalError,
-    Outcome,
-    in_process,
-    read_parties,
-    run_federation,
-    simulated_parties,
-)
+from node.local import Outcome, run_federation
+from node.simulation import STUDIES, Federation, LocalError, in_process, read_parties, simulated_parties
 from node.study import parse_study
 
 HEART = STUDIES / "heart.toml"
