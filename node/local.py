@@ -1,126 +1,64 @@
 """A whole federation on one machine: every hospital its own processes, its own folder, a real ceremony.
 
 The launcher forks one supervisor per party while it is still small and knows no secret, holds the ceremony
-file by file as people would, gives every supervisor its passphrase, and watches. Comparisons between
+(``node/simulation.py``), gives every supervisor its passphrase, a few at a time, and watches. Comparisons between
 hospitals exist here alone: nowhere else may one process read two hospitals' data.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
+import resource
 import secrets
 import selectors
 import signal
-import socket
 import sys
 import time
-import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from keys import ceremony
 from keys.errors import WardtreeError
-from keys.identity import check_name
-from keys.plan import Plan
-from keys.vault import KdfCost, write_private
 from node.channel import Channel, ChannelClosedError
-from node.federation import check_size, plan_for, propose
-from node.home import SETTINGS, Options
-from node.process import reap, spawn
+from node.federation import check_size
+from node.gauge import Gauge, Peak
+from node.home import Options
+from node.process import end_all, reap, spawn
 from node.record import Record
+from node.simulation import Federation, LocalError, hold_ceremony, tree_of
 from node.study import Study
 from node.supervisor import run_node
-from topology import Member, Roster, Tree, check_placeable, place
+from topology import Member, Tree, check_placeable
 
-KDF = KdfCost(operations=2, memory_bytes=19 << 20)
-"""The cheapest allowed: the passphrases of a simulation are random, nobody guesses them."""
+if TYPE_CHECKING:  # it brings what enclaves need
+    from node.warm import Nursery
+
+STARTING_AT_ONCE = 2 * (os.cpu_count() or 1)
 
 FAREWELL_SECONDS = 8.0
 """How long the other nodes may take to end by themselves when one could not go on."""
 
-STUDIES = Path(__file__).parent / "studies"
-
-
-class LocalError(WardtreeError):
-    """A local federation cannot be started like this."""
-
-
-@dataclass(frozen=True)
-class Federation:
-    """What a local run is made from.
-
-    Attributes:
-        study_text: the TOML that all parties sign.
-        data: for each party its own ``[data]`` table.
-        key_holder: who holds the secret key.
-        out: the run's folder; homes, ceremony files, models and reports go there.
-    """
-
-    study_text: str
-    study: Study
-    data: Mapping[str, Mapping[str, Any]]
-    key_holder: str
-    out: Path
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self.data))
-
-    def home(self, name: str) -> Path:
-        return self.out / "homes" / name
-
 
 @dataclass
 class Outcome:
-    """How a local run ended."""
+    """How a local run ended.
+
+    Attributes:
+        codes: each node's exit code.
+        seconds: of the whole run; of them ``ceremony_seconds`` until the manifest was signed and joined, and
+            ``start_seconds`` more until every node had its data and its model.
+        peak: the most memory and processes that the run took.
+    """
 
     record: Record
     tree: Tree
     codes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
-
-
-def read_parties(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
-    """Read a file of parties: ``key_holder = "name"`` and one table per party, its ``[data]``.
-
-    A relative csv path is taken from the file's own folder.
-
-    Raises:
-        LocalError: names the key.
-    """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LocalError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise LocalError(f"{path}: expected TOML, came a syntax error: {error}") from error
-    key_holder = tables.pop("key_holder", None)
-    for name, table in tables.items():
-        check_name(name)
-        if not isinstance(table, dict):
-            raise LocalError(f"{path}: {name}: expected a table with the data of one party, came {table!r}")
-        csv = table.get("csv")
-        if isinstance(csv, str) and ":" not in csv and not Path(csv).is_absolute():
-            table["csv"] = str((path.parent / csv).resolve())
-    if key_holder not in tables:
-        raise LocalError(f"{path}: key_holder: expected one of {', '.join(tables)}, came {key_holder!r}")
-    return tables, key_holder
-
-
-def simulated_parties(count: int, data: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], str]:
-    """``count`` parties; where there are data, each gets its share of the rows."""
-    width = max(2, len(str(count)))
-    names = [f"party-{index:0{width}}" for index in range(1, count + 1)]
-    shares = [{**data, "shard": f"{index}/{count}"} if data else {} for index in range(1, count + 1)]
-    return dict(zip(names, shares, strict=True)), names[0]
-
-
-# ---- running --------------------------------------------------------------------------------------------
+    ceremony_seconds: float = 0.0
+    start_seconds: float = 0.0
+    peak: Peak | None = None
 
 
 def run_federation(federation: Federation, watch: Callable[[Record], None]) -> Outcome:
@@ -133,36 +71,51 @@ def run_federation(federation: Federation, watch: Callable[[Record], None]) -> O
     began = time.monotonic()
     check_size(federation.study, len(federation.data))
     check_placeable([Member(name) for name in federation.names], federation.key_holder)
+    _allow_descriptors(len(federation.data))
     _make_out(federation.out)
     children: dict[str, int] = {}
+    helpers: dict[str, int] = {}
     try:
+        gauge = Gauge()
+        helpers["gauge"] = gauge.process
         _import_once()
-        starts, telemetry = _fork_supervisors(federation, children)
+        nursery = _nursery(federation.study, helpers)
+        starts, telemetry = _fork_supervisors(federation, nursery, children)
         passphrases = hold_ceremony(federation)
-        rounds = federation.study.rounds + 1
-        seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
-        for name, start in starts.items():
-            keep = name == federation.key_holder  # one copy of each published model is enough to compare
-            start.send("start", passphrase=passphrases[name], check_seeds=seeds, history=keep)
-            start.close()
         outcome = Outcome(Record(federation.names), tree_of(federation))
-        _follow(telemetry, outcome, children, watch)
+        outcome.ceremony_seconds = time.monotonic() - began
+        starter = _Starter(federation, starts, passphrases, outcome.tree)
+        _follow(telemetry, outcome, children, starter, watch)
         outcome.seconds = time.monotonic() - began
+        outcome.start_seconds = starter.all_ready_after
+        outcome.peak = gauge.stop()
         return outcome
     finally:
-        end_all(children)
+        end_all({**children, **helpers})
 
 
-def end_all(children: Mapping[str, int]) -> None:
-    """Kill what still runs; every process of a node dies with its supervisor."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for child in children.values():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-    for child in children.values():
-        with contextlib.suppress(ChildProcessError):
-            reap(child)
-    signal.signal(signal.SIGINT, previous)
+def _allow_descriptors(parties: int) -> None:
+    """Four pipe ends a party are open here: let this process have as many as the system allows it.
+
+    Raises:
+        LocalError: that is too few.
+    """
+    needed = 4 * parties + 64
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise LocalError(f"{parties} parties need {needed} open files in this process, the limit is {most}: ulimit -n")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _nursery(study: Study, helpers: dict[str, int]) -> Nursery | None:
+    """A warm process for the templates of all nodes, where there is something heavy to share."""
+    from node.enclave import is_heavy
+    from node.warm import start_nursery
+
+    if not is_heavy(study.task.class_name):
+        return None
+    nursery, helpers["nursery"] = start_nursery(study.task.class_name)
+    return nursery
 
 
 def _import_once() -> None:
@@ -178,7 +131,7 @@ def _make_out(out: Path) -> None:
 
 
 def _fork_supervisors(
-    federation: Federation, children: dict[str, int]
+    federation: Federation, nursery: Nursery | None, children: dict[str, int]
 ) -> tuple[dict[str, Channel], dict[str, Channel]]:
     """One supervisor a party, waiting for its start; none holds another's pipes."""
     starts: dict[str, Channel] = {}
@@ -189,7 +142,7 @@ def _fork_supervisors(
         start, wait = Channel.pair()
         inherited = [ours, start, *starts.values(), *telemetry.values()]
         children[name] = spawn(
-            signal.SIGKILL, _supervise, federation.home(name), federation.out, wait, theirs, inherited
+            signal.SIGKILL, _supervise, federation.home(name), federation.out, wait, theirs, nursery, inherited
         )
         wait.close()
         theirs.close()
@@ -197,7 +150,14 @@ def _fork_supervisors(
     return starts, telemetry
 
 
-def _supervise(home: Path, out: Path, wait: Channel, telemetry: Channel, inherited: list[Channel]) -> None:
+def _supervise(
+    home: Path,
+    out: Path,
+    wait: Channel,
+    telemetry: Channel,
+    nursery: Nursery | None,
+    inherited: list[Channel],
+) -> None:
     for channel in inherited:
         channel.close()
     try:
@@ -207,20 +167,56 @@ def _supervise(home: Path, out: Path, wait: Channel, telemetry: Channel, inherit
     wait.close()
     options = Options(tuple(start["check_seeds"]), out / "models" if start["history"] else None)
     try:
-        code = run_node(home, lambda: start["passphrase"], telemetry, options)
+        code = run_node(home, lambda: start["passphrase"], telemetry, options, nursery)
     except WardtreeError as error:
         telemetry.send("stopped", party=home.name, time=time.time(), error=str(error))
         code = 2
     raise SystemExit(code)
 
 
+class _Starter:
+    """Starts the nodes a few at a time: hundreds that all start at once only wait for each other.
+
+    From the top of the tree down, so that each finds its parent listening; the key holder last, because it
+    waits for all of them no longer than the study says.
+    """
+
+    def __init__(
+        self, federation: Federation, starts: Mapping[str, Channel], passphrases: Mapping[str, str], tree: Tree
+    ) -> None:
+        self._federation, self._starts, self._passphrases = federation, starts, passphrases
+        self._waiting = sorted(tree.parent, key=tree.depth, reverse=True)
+        self._waiting.insert(0, federation.key_holder)
+        self._starting: set[str] = set()
+        rounds = federation.study.rounds + 1
+        self._seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
+        self._began = time.monotonic()
+        self.all_ready_after = 0.0
+
+    def go_on(self, ready_or_ended: Set[str]) -> None:
+        """Start as many more as may be starting at once."""
+        if not self._waiting and not self._starting:
+            return
+        self._starting -= ready_or_ended
+        while self._waiting and len(self._starting) < STARTING_AT_ONCE:
+            name = self._waiting.pop()
+            self._starting.add(name)
+            keep = name == self._federation.key_holder  # one copy of each published model is enough to compare
+            start = self._starts[name]
+            start.send("start", passphrase=self._passphrases[name], check_seeds=self._seeds, history=keep)
+            start.close()
+        self.all_ready_after = time.monotonic() - self._began
+
+
 def _follow(
     telemetry: Mapping[str, Channel],
     outcome: Outcome,
     children: dict[str, int],
+    starter: _Starter,
     watch: Callable[[Record], None],
 ) -> None:
     """Take every node's events until all have ended. When one cannot go on, give the others a moment."""
+    starter.go_on(set())
     record = outcome.record
     selector = selectors.DefaultSelector()
     for name, channel in telemetry.items():
@@ -236,6 +232,7 @@ def _follow(
                     outcome.codes[name] = reap(children.pop(name))
                 else:
                     record.take(event)
+        starter.go_on(record.ready | outcome.codes.keys())
         watch(record)
         if deadline is None and any(outcome.codes.values()):
             deadline = time.monotonic() + FAREWELL_SECONDS
@@ -251,142 +248,3 @@ def _drain(channel: Channel) -> Iterator[dict[str, Any] | None]:
             yield event
     except ChannelClosedError:
         yield None
-
-
-# ---- the ceremony, as people would hold it --------------------------------------------------------------
-
-
-def hold_ceremony(federation: Federation, endpoints: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Identities, cards, key pair, proposal, signatures, manifest, joining: the files that people would pass
-    around, in ``out/ceremony``.
-
-    Args:
-        endpoints: where each node listens; None: free ports of this machine.
-
-    Returns:
-        The passphrases, which are kept nowhere.
-    """
-    table = federation.out / "ceremony"
-    now = datetime.now(UTC)
-    passphrases = {name: secrets.token_urlsafe(18) for name in federation.names}
-    examples = _examples(federation)
-    endpoints = endpoints or _free_endpoints(federation.names)
-    for name in federation.names:
-        home = federation.home(name)
-        ceremony.create_identity(home, name, passphrases[name], KDF)
-        card = table / f"{name}.card.json"
-        ceremony.make_card(home, passphrases[name], endpoints[name], examples[name], card)
-        write_private(home / SETTINGS, _settings(federation.data[name]))
-    holder = federation.key_holder
-    make_key_apart(federation.home(holder), passphrases[holder], plan_for(federation.study), table / "public.key")
-    propose(
-        federation.study_text,
-        federation.study,
-        "study",
-        [table / f"{name}.card.json" for name in federation.names],
-        table / "public.key",
-        holder,
-        now,
-        now + timedelta(days=1),
-        table / "proposal.json",
-    )
-    signatures = [table / f"{name}.signature.json" for name in federation.names]
-    for name, signature in zip(federation.names, signatures, strict=True):
-        ceremony.sign(federation.home(name), passphrases[name], table / "proposal.json", signature)
-    ceremony.combine(table / "proposal.json", signatures, table / "manifest.json", now)
-    for name in federation.names:
-        ceremony.join(federation.home(name), table / "manifest.json", table / "public.key", now)
-    return passphrases
-
-
-def make_key_apart(home: Path, passphrase: str, plan: Plan, public_key: Path) -> None:
-    """Make the key pair in a process of its own, so that no copy of the secret key stays in this one.
-
-    Raises:
-        WardtreeError: it did not work.
-    """
-
-    def make() -> None:
-        from node.keyroom import make_key
-
-        make_key(home, passphrase, plan, public_key, KDF)
-
-    if reap(spawn(signal.SIGKILL, make)):
-        raise LocalError(f"{home}: the key pair could not be made; is there space on the disk?")
-
-
-def _examples(federation: Federation) -> dict[str, int]:
-    """What each party declares: its number of examples where the study weights by it, else nothing."""
-    if federation.study.aggregation.weights == "equal":
-        return dict.fromkeys(federation.names, 0)
-    counts = in_process(_count_examples, federation)
-    if isinstance(counts, str):
-        raise LocalError(counts)
-    assert isinstance(counts, dict)
-    return counts
-
-
-def _count_examples(federation: Federation) -> dict[str, int] | str:
-    from node.tasks.base import Setup
-    from node.tasks.loader import load_task
-
-    study, counts = federation.study, {}
-    try:
-        for name in federation.names:
-            home = federation.home(name)
-            setup = Setup(name, study.task.options, federation.data[name], study.seed, home)
-            counts[name] = load_task(study.task.class_name, setup).examples
-    except WardtreeError as error:
-        return str(error)
-    return counts
-
-
-def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a process of its own, which may import what this one should not; gives its result.
-
-    Raises:
-        LocalError: it ended without one.
-    """
-    ours, theirs = Channel.pair()
-
-    def work() -> None:
-        ours.close()
-        theirs.send("result", value=function(*arguments))
-
-    child = spawn(signal.SIGKILL, work)
-    theirs.close()
-    try:
-        return ours.receive()["value"]
-    except ChannelClosedError as error:
-        raise LocalError(f"{function.__name__.strip('_')} failed; see its message above") from error
-    finally:
-        ours.close()
-        end_all({"worker": child})
-
-
-def _settings(data: Mapping[str, Any]) -> bytes:
-    """A ``node.toml`` with this party's ``[data]``."""
-
-    def written(value: Any) -> str:
-        if isinstance(value, Mapping):
-            return "{ " + ", ".join(f'"{key}" = {written(item)}' for key, item in value.items()) + " }"
-        text = str(value).replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{text}"'
-
-    lines = [f"{key} = {written(value)}" for key, value in data.items()]
-    return ("[data]\n" + "\n".join(lines) + "\n").encode()
-
-
-def _free_endpoints(names: Iterable[str]) -> dict[str, str]:
-    with contextlib.ExitStack() as stack:
-        sockets = {name: stack.enter_context(socket.socket()) for name in names}
-        for one in sockets.values():
-            one.bind(("127.0.0.1", 0))
-        return {name: f"127.0.0.1:{one.getsockname()[1]}" for name, one in sockets.items()}
-
-
-def tree_of(federation: Federation) -> Tree:
-    """The tree that follows from what was proposed."""
-    manifest = ceremony.read_proposal(federation.out / "ceremony" / "proposal.json")
-    roster = Roster(tuple(Member(name) for name in federation.names), federation.key_holder)
-    return place(roster, roster.names, bytes.fromhex(manifest.tree_seed), federation.study.aggregation.tree)

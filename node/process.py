@@ -9,7 +9,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from keys.errors import WardtreeError
@@ -95,3 +95,15 @@ def describe(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"
+
+
+def end_all(children: Mapping[str, int]) -> None:
+    """Kill what still runs; every process of a node dies with its supervisor."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for child in children.values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    for child in children.values():
+        with contextlib.suppress(ChildProcessError):
+            reap(child)
+    signal.signal(signal.SIGINT, previous)

@@ -51,6 +51,7 @@ class Record:
     warnings: list[str] = field(default_factory=list)
     final: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    ready: set[str] = field(default_factory=set)
     status: dict[str, str] = field(default_factory=dict)
     parameters: int = 0
     current: int = -1
@@ -60,6 +61,7 @@ class Record:
         match event:
             case {"kind": "ready"}:
                 self.parameters = event["parameters"]
+                self.ready.add(party)
                 self.status[party] = "ready"
             case {"kind": "round", "what": "opened", "round": number}:
                 self.current = max(self.current, number)

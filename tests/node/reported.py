@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from node import report as reports
-from node.local import Federation, Outcome
+from node.local import Outcome
 from node.record import Record
+from node.simulation import Federation
 from node.study import parse_study
 from node.sumcheck import MODULUS
 from topology import Member, Roster, place
