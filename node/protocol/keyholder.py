@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from node.protocol import events as ev
+from node.protocol.attendance import Attendance
 from node.protocol.feeder import Feeder
 from node.protocol.messages import STATISTICS, TRAIN, Absent, Close, Fail, Finish, Gone, Joined, Open, Partial, Total
 from node.protocol.party import Rules, State, Table
@@ -33,15 +34,6 @@ class Round:
     ended: bool = False  # nothing more comes: close with what was opened
 
 
-@dataclass
-class Place:
-    """Where a party says that it is, and on which state; ``missed``: rounds in a row without its update."""
-
-    parent: str
-    base: bytes
-    missed: int = 0
-
-
 class KeyHolder(Feeder):
     """See the table at the end of this file."""
 
@@ -50,8 +42,7 @@ class KeyHolder(Feeder):
         self.begin_feeding()
         self.round: Round | None = None
         self.number = -1
-        self.places: dict[str, Place] = {}
-        self.expected = frozenset(placement.order)
+        self.present = Attendance(me, frozenset(placement.order))
         self.failures = 0
         self.began = False
         self.closing: tuple[str, frozenset[str], int] | None = None
@@ -102,9 +93,7 @@ class KeyHolder(Feeder):
 
     def on_down(self, peer: str, left: bool) -> None:
         self.fed.pop(peer, None)
-        if peer in self.places and self.places[peer].parent == self.me:
-            del self.places[peer]
-            self.expected -= {peer}
+        self.present.gone(peer, self.me)
         if self.round and peer == self.round.tree.apex:
             self._end_round()
         elif self.state is State.IDLE:
@@ -115,9 +104,8 @@ class KeyHolder(Feeder):
         joined = event.message
         assert isinstance(joined, Joined)
         self.do(ev.Consume(event.peer))
-        if event.sender not in self.places:
+        if self.present.joined(event.sender, joined.parent, joined.base):
             self.do(ev.Report("joined", max(self.number, 0), frozenset({event.sender})))
-        self.places[event.sender] = Place(joined.parent, joined.base)
         if event.sender == event.peer:
             self.place(event.peer, joined)
         if self.state is State.IDLE and joined.base not in self._known:
@@ -140,36 +128,15 @@ class KeyHolder(Feeder):
         gone = event.message
         assert isinstance(gone, Gone)
         self.do(ev.Consume(event.peer))
-        place = self.places.get(gone.name)
-        if place and place.parent == event.sender:
-            del self.places[gone.name]
-            self.expected -= {gone.name}
-            if self.state is State.IDLE:
-                self._begin_if_all_are_there()
+        if self.present.gone(gone.name, event.sender) and self.state is State.IDLE:
+            self._begin_if_all_are_there()
 
     def live(self) -> frozenset[str]:
-        """Who holds our state and has a way to us.
-
-        What a party said of its state may be old when it comes by another way: of those who were in the last
-        round, and of all after our own restart, any state of this study will do. Who is really behind is brought
-        forward by its parent before the round's opening reaches it.
-        """
-        reached = {self.me}
-        trusted = self.expected if self.began else self.places.keys()
-        known = self._known
-        names = {n for n, p in self.places.items() if p.base == self.base or (p.base in known and n in trusted)}
-        while True:
-            more = {n for n in self.places.keys() - reached if self._has_way(n, reached)}
-            if not more:
-                return frozenset(reached & (names | {self.me}))
-            reached |= more
-
-    def _has_way(self, name: str, reached: set[str]) -> bool:
-        parent = self.places[name].parent
-        return name in self.up if parent == self.me else parent in reached
+        """Who can take part in a round that begins now."""
+        return self.present.live(self.base, self._known, self.up, not self.began)
 
     def _begin_if_all_are_there(self) -> None:
-        if self.base and self.expected and self.expected <= self.live():
+        if self.base and self.present.expected and self.present.expected <= self.live():
             self._begin_with(self.live())
 
     def on_waited(self, event: ev.Expired) -> None:
@@ -205,7 +172,7 @@ class KeyHolder(Feeder):
         purpose = STATISTICS if needs_statistics else TRAIN
         milliseconds = round(self.rules.gather_seconds * 1000)
         opening = Open(self.number, self.base, live, purpose, self.lengths[purpose], True, milliseconds)
-        self.expected = live - {self.me}
+        self.present.expected = live - {self.me}
         self.round = Round(opening, tree, self.rules.segments(self.lengths[purpose]))
         self.state = State.GATHERING
         self.do(ev.Report("opened", self.number), ev.Record("training", self.number, 0, frozenset()))
@@ -335,22 +302,12 @@ class KeyHolder(Feeder):
             self.is_over = True
         else:
             self.append(published.close, is_last=True)
-        self._count_absences(contributors, event.state)
+        live = self.round.opening.contributors if self.round else frozenset[str]()
+        self.present.closed(live, contributors, event.state)
         self.round, self.base, self.size, self.state = None, event.state, event.size, State.IDLE
         self.failures = 0
         self.closed(published)
         self._wait()
-
-    def _count_absences(self, contributors: frozenset[str], state: bytes) -> None:
-        """Who was in the round holds its state now; who gave nothing twice must first say that it is there."""
-        live = self.round.opening.contributors if self.round else frozenset()
-        for name in live & self.places.keys():
-            place = self.places[name]
-            place.base = state
-            place.missed = 0 if name in contributors else place.missed + 1
-            if place.missed == 2:
-                del self.places[name]
-                self.expected -= {name}
 
     # ---- the end ----------------------------------------------------------------------------------------
 
@@ -399,7 +356,7 @@ class KeyHolder(Feeder):
     def on_joined_late(self, event: ev.Received) -> None:
         assert isinstance(event.message, Joined)
         self.do(ev.Consume(event.peer))
-        self.places[event.sender] = Place(event.message.parent, event.message.base)
+        self.present.joined(event.sender, event.message.parent, event.message.base)
         if event.sender == event.peer:
             self.place(event.peer, event.message)
 
