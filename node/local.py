@@ -1,23 +1,22 @@
 """A whole federation on one machine: every hospital its own processes, its own folder, a real ceremony.
 
-The launcher forks one supervisor per party while it is still small and knows no secret, holds the ceremony
-file by file as people would, gives every supervisor its passphrase, and watches. Comparisons between
-hospitals exist here alone: nowhere else may one process read two hospitals' data.
+The ceremony is held file by file as people would, in a process of its own; the launcher, which knows no secret,
+forks one supervisor per party, watches, and starts again who was killed. Comparisons between hospitals exist
+here alone: nowhere else may one process read two hospitals' data.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
 import secrets
-import selectors
 import signal
 import socket
-import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,17 +30,20 @@ from keys.vault import KdfCost, write_private
 from node.channel import Channel, ChannelClosedError
 from node.federation import check_size, plan_for, propose
 from node.home import SETTINGS, Options
+from node.launcher import Launcher, Seat, kill_all, was_ended_from_outside
 from node.process import reap, spawn
 from node.record import Record
 from node.study import Study
-from node.supervisor import run_node
-from topology import Member, Roster, Tree, check_placeable, place
+from topology import Member, Roster, TopologyError, Tree, check_placeable, place
 
 KDF = KdfCost(operations=2, memory_bytes=19 << 20)
 """The cheapest allowed: the passphrases of a simulation are random, nobody guesses them."""
 
 FAREWELL_SECONDS = 8.0
 """How long the other nodes may take to end by themselves when one could not go on."""
+
+MOST_RESTARTS = 20
+"""Who is killed oftener than this stays dead."""
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -134,35 +136,39 @@ def run_federation(federation: Federation, watch: Callable[[Record], None]) -> O
     check_size(federation.study, len(federation.data))
     check_placeable([Member(name) for name in federation.names], federation.key_holder)
     _make_out(federation.out)
-    children: dict[str, int] = {}
+    _import_once()
+    launcher = Launcher(take_seats(federation))
     try:
-        _import_once()
-        starts, telemetry = _fork_supervisors(federation, children)
-        passphrases = hold_ceremony(federation)
-        rounds = federation.study.rounds + 1
-        seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
-        for name, start in starts.items():
-            keep = name == federation.key_holder  # one copy of each published model is enough to compare
-            start.send("start", passphrase=passphrases[name], check_seeds=seeds, history=keep)
-            start.close()
+        for name in federation.names:
+            launcher.start(name)
         outcome = Outcome(Record(federation.names), tree_of(federation))
-        _follow(telemetry, outcome, children, watch)
+        _follow(launcher, outcome, watch)
         outcome.seconds = time.monotonic() - began
         return outcome
     finally:
-        end_all(children)
+        launcher.end_all()
 
 
-def end_all(children: Mapping[str, int]) -> None:
-    """Kill what still runs; every process of a node dies with its supervisor."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for child in children.values():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-    for child in children.values():
-        with contextlib.suppress(ChildProcessError):
-            reap(child)
-    signal.signal(signal.SIGINT, previous)
+def take_seats(federation: Federation, endpoints: Mapping[str, str] | None = None) -> dict[str, Seat]:
+    """Hold the ceremony, in a process of its own; gives what each node is started with.
+
+    Args:
+        endpoints: as for :func:`hold_ceremony`.
+    """
+    letters = {name: os.memfd_create("wardtree passphrase", os.MFD_CLOEXEC) for name in federation.names}
+    in_process(_hold_apart, federation, endpoints, letters)
+    rounds = federation.study.rounds + 1
+    seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
+    models = {federation.key_holder: federation.out / "models"}  # one copy of each is enough to compare
+    return {
+        name: Seat(federation.home(name), letters[name], Options(tuple(seeds), models.get(name)))
+        for name in federation.names
+    }
+
+
+def _hold_apart(federation: Federation, endpoints: Mapping[str, str] | None, letters: Mapping[str, int]) -> None:
+    for name, passphrase in hold_ceremony(federation, endpoints).items():
+        os.write(letters[name], passphrase.encode())
 
 
 def _import_once() -> None:
@@ -177,80 +183,28 @@ def _make_out(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def _fork_supervisors(
-    federation: Federation, children: dict[str, int]
-) -> tuple[dict[str, Channel], dict[str, Channel]]:
-    """One supervisor a party, waiting for its start; none holds another's pipes."""
-    starts: dict[str, Channel] = {}
-    telemetry: dict[str, Channel] = {}
-    sys.stdout.flush()
-    for name in federation.names:
-        ours, theirs = Channel.pair()
-        start, wait = Channel.pair()
-        inherited = [ours, start, *starts.values(), *telemetry.values()]
-        children[name] = spawn(
-            signal.SIGKILL, _supervise, federation.home(name), federation.out, wait, theirs, inherited
-        )
-        wait.close()
-        theirs.close()
-        starts[name], telemetry[name] = start, ours
-    return starts, telemetry
-
-
-def _supervise(home: Path, out: Path, wait: Channel, telemetry: Channel, inherited: list[Channel]) -> None:
-    for channel in inherited:
-        channel.close()
-    try:
-        start = wait.receive()
-    except ChannelClosedError:
-        raise SystemExit(2) from None
-    wait.close()
-    options = Options(tuple(start["check_seeds"]), out / "models" if start["history"] else None)
-    try:
-        code = run_node(home, lambda: start["passphrase"], telemetry, options)
-    except WardtreeError as error:
-        telemetry.send("stopped", party=home.name, time=time.time(), error=str(error))
-        code = 2
-    raise SystemExit(code)
-
-
-def _follow(
-    telemetry: Mapping[str, Channel],
-    outcome: Outcome,
-    children: dict[str, int],
-    watch: Callable[[Record], None],
-) -> None:
-    """Take every node's events until all have ended. When one cannot go on, give the others a moment."""
-    record = outcome.record
-    selector = selectors.DefaultSelector()
-    for name, channel in telemetry.items():
-        assert channel.read is not None
-        selector.register(channel.read, selectors.EVENT_READ, (name, channel))
-    deadline: float | None = None
-    while selector.get_map():
-        for key, _ in selector.select(0.2):
-            name, channel = key.data
-            for event in _drain(channel):
-                if event is None:
-                    selector.unregister(key.fd)
-                    outcome.codes[name] = reap(children.pop(name))
-                else:
-                    record.take(event)
+def _follow(launcher: Launcher, outcome: Outcome, watch: Callable[[Record], None]) -> None:
+    """Take every node's events until all have ended. Who was killed is started again; when one cannot go on, the
+    others have a moment."""
+    record, restarts = outcome.record, dict.fromkeys(launcher.running, 0)
+    deadline = math.inf
+    while launcher.running and time.monotonic() < deadline:
+        for event in launcher.listen(0.2):
+            if event["kind"] != "ended":
+                record.take(event)
+                continue
+            name, code = event["party"], event["code"]
+            if was_ended_from_outside(code) and restarts[name] < MOST_RESTARTS:
+                restarts[name] += 1
+                record.warnings.append(f"{name}: was killed, and is started again")
+                launcher.start(name)
+            else:
+                outcome.codes[name] = code
+                if code:
+                    deadline = min(deadline, time.monotonic() + FAREWELL_SECONDS)
         watch(record)
-        if deadline is None and any(outcome.codes.values()):
-            deadline = time.monotonic() + FAREWELL_SECONDS
-        if deadline is not None and time.monotonic() > deadline:
-            for name in children:
-                outcome.codes.setdefault(name, 1)
-            return
-
-
-def _drain(channel: Channel) -> Iterator[dict[str, Any] | None]:
-    try:
-        while (event := channel.poll()) is not None:
-            yield event
-    except ChannelClosedError:
-        yield None
+    for name in launcher.running:
+        outcome.codes[name] = 1
 
 
 # ---- the ceremony, as people would hold it --------------------------------------------------------------
@@ -320,48 +274,48 @@ def _examples(federation: Federation) -> dict[str, int]:
     if federation.study.aggregation.weights == "equal":
         return dict.fromkeys(federation.names, 0)
     counts = in_process(_count_examples, federation)
-    if isinstance(counts, str):
-        raise LocalError(counts)
     assert isinstance(counts, dict)
     return counts
 
 
-def _count_examples(federation: Federation) -> dict[str, int] | str:
+def _count_examples(federation: Federation) -> dict[str, int]:
     from node.tasks.base import Setup
     from node.tasks.loader import load_task
 
     study, counts = federation.study, {}
-    try:
-        for name in federation.names:
-            home = federation.home(name)
-            setup = Setup(name, study.task.options, federation.data[name], study.seed, home)
-            counts[name] = load_task(study.task.class_name, setup).examples
-    except WardtreeError as error:
-        return str(error)
+    for name in federation.names:
+        setup = Setup(name, study.task.options, federation.data[name], study.seed, federation.home(name))
+        counts[name] = load_task(study.task.class_name, setup).examples
     return counts
 
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a process of its own, which may import what this one should not; gives its result.
+    """Call a function in a process of its own, which may import and know what this one should not; gives its result.
 
     Raises:
-        LocalError: it ended without one.
+        LocalError: as the function did, or it ended without a result.
     """
     ours, theirs = Channel.pair()
 
     def work() -> None:
         ours.close()
-        theirs.send("result", value=function(*arguments))
+        try:
+            theirs.send("result", value=function(*arguments))
+        except (WardtreeError, TopologyError) as error:
+            theirs.send("refused", text=str(error))
 
     child = spawn(signal.SIGKILL, work)
     theirs.close()
     try:
-        return ours.receive()["value"]
+        answer = ours.receive()
     except ChannelClosedError as error:
         raise LocalError(f"{function.__name__.strip('_')} failed; see its message above") from error
     finally:
         ours.close()
-        end_all({"worker": child})
+        kill_all([child])
+    if answer["kind"] == "refused":
+        raise LocalError(answer["text"])
+    return answer["value"]
 
 
 def _settings(data: Mapping[str, Any]) -> bytes:

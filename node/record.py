@@ -59,6 +59,7 @@ class Record:
         party = event["party"]
         match event:
             case {"kind": "ready"}:
+                self.errors.pop(party, None)  # of a life before this one
                 self.parameters = event["parameters"]
                 self.status[party] = "ready"
             case {"kind": "round", "what": "opened", "round": number}:

@@ -18,8 +18,12 @@ from pathlib import Path
 from keys.errors import WardtreeError
 from node.channel import Channel
 from node.home import Home, Options, load_home, lock_home
-from node.process import name_process, reap, spawn
+from node.process import ENDED_FROM_OUTSIDE, name_process, reap, spawn
 from node.telemetry import Telemetry
+
+
+class EndedFromOutsideError(WardtreeError):
+    """A process of this node was killed."""
 
 
 def run_node(path: Path, passphrase: Callable[[], str], channel: Channel | None, options: Options | None = None) -> int:
@@ -32,9 +36,11 @@ def run_node(path: Path, passphrase: Callable[[], str], channel: Channel | None,
         options: see :class:`Options`.
 
     Returns:
-        The exit code: 0 the study is complete, 1 it failed, 2 this node could not start or go on.
+        The exit code: 0 the study is complete, 1 it failed, 2 this node could not start or go on, 75 a process of
+        it was killed and it goes on when it is started again.
 
     Raises:
+        EndedFromOutsideError: that process was the relay.
         WardtreeError: the home is not ready.
     """
     home = load_home(path, datetime.now(UTC))
@@ -75,7 +81,11 @@ def _run(home: Home, passphrase: Callable[[], str], telemetry: Telemetry, option
         relay_end.close()
     code = reap(relay)
     children.remove(relay)
-    if code not in (0, 1, 2):
+    if code < 0:
+        raise EndedFromOutsideError(
+            f"{home.name}: the relay was ended by signal {-code}; start this node again, and it goes on"
+        )
+    if code not in (0, 1, 2, ENDED_FROM_OUTSIDE):
         raise WardtreeError(f"{home.name}: the relay ended with {code}; see its message above")
     return code
 

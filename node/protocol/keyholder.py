@@ -238,6 +238,22 @@ class KeyHolder(Feeder):
             self.do(ev.Report("own update lost", self.number))
             self._advance()
 
+    def on_own_lost_late(self, event: ev.OwnLost) -> None:
+        """The key room asked for our own integers, and they did not come: open the others' sum, if it is the first."""
+        round_ = self.round
+        if round_ is None or event.round != self.number or not round_.busy:
+            return
+        self.do(ev.Report("own update lost", self.number))
+        round_.busy = False
+        if round_.next:
+            self._forget_parts(round_)
+            self._end_round()
+        elif not quorum_met(round_.others, self.rules.min_hidden):
+            self._fail("below the quorum: nothing was opened")
+        else:
+            round_.own = False
+            self._advance()
+
     def on_absent(self, event: ev.Received) -> None:
         assert isinstance(event.message, Absent)
         self.do(ev.Consume(event.peer))
@@ -270,14 +286,10 @@ class KeyHolder(Feeder):
             return
         if round_.next in round_.parts:
             round_.busy = True
-            ciphertexts = round_.parts.pop(round_.next)
+            ciphertexts = round_.parts[round_.next]
             if round_.next == 0:  # the key room's ledger has every segment
                 self.do(ev.Record("opening", self.number, 0, self._contributors(round_)))
-            self.do(
-                ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts),
-            )
-            if round_.tree.apex in self.up:
-                self.do(ev.Consume(round_.tree.apex))
+            self.do(ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts))
         elif round_.ended or round_.next == round_.segments:
             self._close(round_)
 
@@ -289,7 +301,10 @@ class KeyHolder(Feeder):
         if round_ is None or (event.round, event.segment) != (self.number, round_.next):
             return
         round_.busy = False
+        del round_.parts[round_.next]
         round_.next += 1
+        if round_.tree.apex in self.up:
+            self.do(ev.Consume(round_.tree.apex))
         total = Total(event.round, self.base, event.segment, self._contributors(round_), event.integers)
         self.do(ev.Stage(total, round_.opening.purpose), ev.SetTimer("round", self.rules.gather_seconds))
         self.append(total)
@@ -341,6 +356,11 @@ class KeyHolder(Feeder):
                 del self.places[name]
                 self.expected -= {name}
 
+    def _forget_parts(self, round_: Round) -> None:
+        if round_.tree.apex in self.up:
+            self.do(*[ev.Consume(round_.tree.apex)] * len(round_.parts))
+        round_.parts.clear()
+
     def _next_round(self) -> None:
         if self._is_finished:
             self._finish()
@@ -360,8 +380,7 @@ class KeyHolder(Feeder):
         if self.failures >= self.rules.most_failures:
             final = True
         if self.round:
-            if self.round.tree.apex in self.up:
-                self.do(*[ev.Consume(self.round.tree.apex)] * len(self.round.parts))
+            self._forget_parts(self.round)
             self.do(ev.Wipe(self.number))
         was_round, self.round = self.round, None
         self.do(ev.StopTimer("round"), ev.StopTimer("join"), ev.StopTimer("settle"))
@@ -418,6 +437,7 @@ class KeyHolder(Feeder):
         (State.FLOWING, Absent): on_absent,
         (State.FLOWING, ev.Opened): on_opened,
         (State.FLOWING, ev.OpeningRefused): on_refused,
+        (State.FLOWING, ev.OwnLost): on_own_lost_late,
         (State.FLOWING, ev.Expired): on_round_expired,
         (State.APPLYING, ev.Applied): on_applied,
         (State.ENDING, Joined): on_joined_late,
