@@ -99,7 +99,7 @@ def state_part(model: Model, part: int, size: int) -> bytes:
     )
     begin, out = part * size, bytearray()
     for view in pieces:
-        out += view[max(begin, 0) : max(begin + size - len(out), 0)] if len(out) < size else b""
+        out += view[max(begin, 0) : max(begin + size, 0)]
         begin -= len(view)
     return bytes(out)
 

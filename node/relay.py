@@ -223,6 +223,8 @@ class Relay:
         past = history_of(self.ledger, self.home, self.neighbours.codec, self.keeper.digest)
         chain, resumed = self.keeper.resume(past.chain)
         self.telemetry.tell("ready", parameters=parameters, examples=message["examples"])
+        if resumed and resumed.applied:
+            self._tell_applied(resumed.round, self.keeper.digest, resumed.contributors)
         self._happen(
             ev.Ready(
                 self.keeper.digest,
@@ -369,12 +371,13 @@ class Relay:
         if command.state not in (None, state):
             self._stop(f"round {command.round}: the model here differs from the key holder's after the same totals")
             return
-        seconds = time.monotonic() - self.current.began
-        contributors = sorted(command.contributors)
-        self.telemetry.tell(
-            "applied", round=command.round, state=state.hex(), seconds=seconds, contributors=contributors
-        )
+        self._tell_applied(command.round, state, command.contributors)
         self.events.append(ev.Applied(command.round, state, self.keeper.size))
+
+    def _tell_applied(self, round_: int, state: bytes, contributors: frozenset[str]) -> None:
+        seconds = time.monotonic() - self.current.began if round_ == self.current.round else 0.0
+        names = sorted(contributors)
+        self.telemetry.tell("applied", round=round_, state=state.hex(), seconds=seconds, contributors=names)
 
     def _keep(self, published: ev.Published) -> None:
         """The key holder's signed word goes into the ledger: with it this node can prove its state to itself."""

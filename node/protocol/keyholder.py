@@ -168,11 +168,13 @@ class KeyHolder(Feeder):
         live = self.live()
         missing = sorted(frozenset(self.placement.order) - live)
         self._begin_with(live)
-        if self.state is not State.IDLE:
+        if self.state is State.GATHERING:
             self.do(ev.Report("began without", self.number, frozenset(missing)))
-        elif event.timer == "settle":
+        elif self.state is State.IDLE and event.timer == "settle":
             self.do(ev.SetTimer("settle", self.rules.settle_seconds))
-        else:
+        elif self.state is State.IDLE and self._is_finished:
+            self._finish()  # started again after the end: who missed it had its time
+        elif self.state is State.IDLE:
             self._fail("too few parties joined in time", final=True, private=f"missing: {', '.join(missing)}")
 
     # ---- a round ----------------------------------------------------------------------------------------
