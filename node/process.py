@@ -16,6 +16,10 @@ from keys.errors import WardtreeError
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 4, 15, 38
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+_CLONE_NEWNET = 0x40000000
+ENDED_FROM_OUTSIDE = os.EX_TEMPFAIL
+"""The exit code of a node of which a process was killed: started again, it goes on."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -82,6 +86,16 @@ def name_process(name: str) -> None:
 def prctl(option: int, value: int) -> None:
     if _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
         raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+def enter_network(name: str) -> None:
+    """Go into a network namespace that ``ip netns add`` made; for root only."""
+    descriptor = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.setns(descriptor, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"setns {name}")
+    finally:
+        os.close(descriptor)
 
 
 def reap(child: int) -> int:

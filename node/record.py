@@ -60,6 +60,7 @@ class Record:
         party = event["party"]
         match event:
             case {"kind": "ready"}:
+                self.errors.pop(party, None)  # of a life before this one
                 self.parameters = event["parameters"]
                 self.ready.add(party)
                 self.status[party] = "ready"

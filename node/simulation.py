@@ -26,7 +26,7 @@ from node.federation import plan_for, propose
 from node.home import SETTINGS
 from node.process import end_all, reap, spawn
 from node.study import Study
-from topology import Member, Roster, Tree, place
+from topology import Member, Roster, TopologyError, Tree, place
 
 KDF = KdfCost(operations=2, memory_bytes=19 << 20)
 """The cheapest allowed: the passphrases of a simulation are random, nobody guesses them."""
@@ -165,48 +165,48 @@ def _examples(federation: Federation) -> dict[str, int]:
     if federation.study.aggregation.weights == "equal":
         return dict.fromkeys(federation.names, 0)
     counts = in_process(_count_examples, federation)
-    if isinstance(counts, str):
-        raise LocalError(counts)
     assert isinstance(counts, dict)
     return counts
 
 
-def _count_examples(federation: Federation) -> dict[str, int] | str:
+def _count_examples(federation: Federation) -> dict[str, int]:
     from node.tasks.base import Setup
     from node.tasks.loader import load_task
 
     study, counts = federation.study, {}
-    try:
-        for name in federation.names:
-            home = federation.home(name)
-            setup = Setup(name, study.task.options, federation.data[name], study.seed, home)
-            counts[name] = load_task(study.task.class_name, setup).examples
-    except WardtreeError as error:
-        return str(error)
+    for name in federation.names:
+        setup = Setup(name, study.task.options, federation.data[name], study.seed, federation.home(name))
+        counts[name] = load_task(study.task.class_name, setup).examples
     return counts
 
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a process of its own, which may import what this one should not; gives its result.
+    """Call a function in a process of its own, which may import and know what this one should not; gives its result.
 
     Raises:
-        LocalError: it ended without one.
+        LocalError: as the function did, or it ended without a result.
     """
     ours, theirs = Channel.pair()
 
     def work() -> None:
         ours.close()
-        theirs.send("result", value=function(*arguments))
+        try:
+            theirs.send("result", value=function(*arguments))
+        except (WardtreeError, TopologyError) as error:
+            theirs.send("refused", text=str(error))
 
     child = spawn(signal.SIGKILL, work)
     theirs.close()
     try:
-        return ours.receive()["value"]
+        answer = ours.receive()
     except ChannelClosedError as error:
         raise LocalError(f"{function.__name__.strip('_')} failed; see its message above") from error
     finally:
         ours.close()
         end_all({"worker": child})
+    if answer["kind"] == "refused":
+        raise LocalError(answer["text"])
+    return answer["value"]
 
 
 def _settings(data: Mapping[str, Any]) -> bytes:

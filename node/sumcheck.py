@@ -2,7 +2,8 @@
 
 For a random vector r that the launcher draws for each round, every enclave reports ⟨r, q⟩ mod 2^61 - 1 of
 its integers q, segment by segment, and the launcher compares the sums with ⟨r, total⟩. A wrong total passes
-with probability 2^-61. The figures say something about updates, so this exists in tests and in ``wardtree local`` only,
+with probability 2^-61. The figures say something about updates, so this exists in tests and in
+``wardtree local`` only,
 and only where the manifest allows it.
 """
 

@@ -36,6 +36,11 @@ class Contributor(Climber):
         return self.parent if self.parent and self.me in self.tree.subtree(self.parent) else None
 
     @property
+    def has_final_state(self) -> bool:
+        """Whether the last round is closed: then there is nothing to wait for but the goodbye."""
+        return bool(self.chain) and self.chain[-1].close.round >= self.rules.rounds
+
+    @property
     def held(self) -> int:
         return 1 + self.staged if self.round else 0
 
@@ -43,6 +48,9 @@ class Contributor(Climber):
         self.ready(event)
         self.chain.extend(event.chain)
         self.last_round, self.last_forwarded = event.last_round, event.forwarded
+        if self.has_final_state:
+            self.leave()
+            return
         self.state = State.IDLE
         self.do(ev.SetTimer("silence", self.rules.silence_seconds))
         self.aim_all()
@@ -411,7 +419,8 @@ class Contributor(Climber):
 
     def on_expired(self, event: ev.Expired) -> None:
         if event.timer == "silence":
-            self._give_up(f"nothing came from the key holder in {self.rules.silence_seconds:.0f} s")
+            silent = f"nothing came from the key holder in {self.rules.silence_seconds:.0f} s"
+            self._give_up(None if self.has_final_state else silent)
         elif event.timer == "dial":
             self.dial_next()
 

@@ -145,8 +145,7 @@ class KeyHolder(Feeder):
             return
         live = self.live()
         missing = sorted(frozenset(self.placement.order) - live)
-        self._begin_with(live)
-        if self.state is not State.IDLE:
+        if self._begin_with(live):
             self.do(ev.Report("began without", self.number, frozenset(missing)))
         elif event.timer == "settle":
             self.do(ev.SetTimer("settle", self.rules.settle_seconds))
@@ -155,17 +154,18 @@ class KeyHolder(Feeder):
 
     # ---- a round ----------------------------------------------------------------------------------------
 
-    def _begin_with(self, live: frozenset[str]) -> None:
+    def _begin_with(self, live: frozenset[str]) -> bool:
+        """Begin a round, if these are enough for one, and one of them is the apex and our neighbour."""
         try:
             tree = self.placement.tree(live)
         except TopologyError:
-            return  # nobody who listens: wait for one
+            return False  # nobody who listens: wait for one
         if not quorum_met(live, self.rules.min_hidden) or tree.apex not in self.up:
-            return
+            return False
         self.do(ev.StopTimer("join"), ev.StopTimer("settle"))
         if self._is_finished:
             self._finish()
-            return
+            return True
         self.began = True
         needs_statistics = self.lengths[STATISTICS] and not self.chain
         self.number = max(self.number + 1, 0 if needs_statistics else 1)
@@ -178,6 +178,7 @@ class KeyHolder(Feeder):
         self.do(ev.Report("opened", self.number), ev.Record("training", self.number, 0, frozenset()))
         self.do(ev.Train(self.number, purpose), ev.SetTimer("round", self.rules.gather_seconds))
         self.open_log(self.number, opening)
+        return True
 
     @property
     def _is_finished(self) -> bool:
@@ -216,6 +217,22 @@ class KeyHolder(Feeder):
             self.do(ev.Report("own update lost", self.number))
             self._advance()
 
+    def on_own_lost_late(self, event: ev.OwnLost) -> None:
+        """The key room asked for our own integers, and they did not come: open the others' sum, if it is the first."""
+        round_ = self.round
+        if round_ is None or event.round != self.number or not round_.busy:
+            return
+        self.do(ev.Report("own update lost", self.number))
+        round_.busy = False
+        if round_.next:
+            self._forget_parts(round_)
+            self._end_round()
+        elif not quorum_met(round_.others, self.rules.min_hidden):
+            self._fail("below the quorum: nothing was opened")
+        else:
+            round_.own = False
+            self._advance()
+
     def on_absent(self, event: ev.Received) -> None:
         assert isinstance(event.message, Absent)
         self.do(ev.Consume(event.peer))
@@ -248,14 +265,10 @@ class KeyHolder(Feeder):
             return
         if round_.next in round_.parts:
             round_.busy = True
-            ciphertexts = round_.parts.pop(round_.next)
+            ciphertexts = round_.parts[round_.next]
             if round_.next == 0:  # the key room's ledger has every segment
                 self.do(ev.Record("opening", self.number, 0, self._contributors(round_)))
-            self.do(
-                ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts),
-            )
-            if round_.tree.apex in self.up:
-                self.do(ev.Consume(round_.tree.apex))
+            self.do(ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts))
         elif round_.ended or round_.next == round_.segments:
             self._close(round_)
 
@@ -267,7 +280,10 @@ class KeyHolder(Feeder):
         if round_ is None or (event.round, event.segment) != (self.number, round_.next):
             return
         round_.busy = False
+        del round_.parts[round_.next]
         round_.next += 1
+        if round_.tree.apex in self.up:
+            self.do(ev.Consume(round_.tree.apex))
         total = Total(event.round, self.base, event.segment, self._contributors(round_), event.integers)
         self.do(ev.Stage(total, round_.opening.purpose), ev.SetTimer("round", self.rules.gather_seconds))
         self.append(total)
@@ -309,6 +325,11 @@ class KeyHolder(Feeder):
         self.closed(published)
         self._wait()
 
+    def _forget_parts(self, round_: Round) -> None:
+        if round_.tree.apex in self.up:
+            self.do(*[ev.Consume(round_.tree.apex)] * len(round_.parts))
+        round_.parts.clear()
+
     # ---- the end ----------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
@@ -322,8 +343,7 @@ class KeyHolder(Feeder):
         if self.failures >= self.rules.most_failures:
             final = True
         if self.round:
-            if self.round.tree.apex in self.up:
-                self.do(*[ev.Consume(self.round.tree.apex)] * len(self.round.parts))
+            self._forget_parts(self.round)
             self.do(ev.Wipe(self.number))
         was_round, self.round = self.round, None
         self.do(ev.StopTimer("round"), ev.StopTimer("join"), ev.StopTimer("settle"))
@@ -380,6 +400,7 @@ class KeyHolder(Feeder):
         (State.FLOWING, Absent): on_absent,
         (State.FLOWING, ev.Opened): on_opened,
         (State.FLOWING, ev.OpeningRefused): on_refused,
+        (State.FLOWING, ev.OwnLost): on_own_lost_late,
         (State.FLOWING, ev.Expired): on_round_expired,
         (State.APPLYING, ev.Applied): on_applied,
         (State.ENDING, Joined): on_joined_late,

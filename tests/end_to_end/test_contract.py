@@ -54,7 +54,7 @@ def test_each_party_at_the_end_has_its_own_data_and_the_final_model(run: tuple[F
         secret = {"secret-key.sealed"} | {path for path in kept if path.startswith("openings-")}
         assert kept - secret == {
             "identity.sealed", "card.json", "manifest.json", "public.key", "node.toml", "ledger.jsonl", "lock",
-            "model.npz",
+            "state.npz", "model.npz",
         }  # fmt: skip
 
 

@@ -107,6 +107,7 @@ class Network:
         self.frames: dict[bytes, FakeFrame] = {}
         self.openings: list[Opening] = []
         self.lose_own: set[tuple[str, int]] = set()
+        self.lose_own_at: set[tuple[int, int]] = set()  # at the key holder, when the key room asks: round, segment
         self.disks = {name: Disk(state=self.bases.get(name, FIRST)) for name in names}
         self.nodes: dict[str, Node] = {}
         self.violations: list[str] = []
@@ -371,6 +372,8 @@ class Network:
                 fault = self.moments.pop((what, round_), None)
                 if fault:
                     self._at(self.random.choice((0.0, 0.05, 0.5)), "fault", partial(fault, node.name))
+            case ev.OpenTotal(round_, segment, own=True) if (round_, segment) in self.lose_own_at:
+                self._soon(node, ev.OwnLost(round_))
             case ev.OpenTotal(round_, segment, others, own, ciphertexts):
                 held = sorted([*ciphertexts.decode().split(), *([f"{node.name}:{round_}"] if own else [])])
                 listed = others | ({node.name} if own else frozenset())
