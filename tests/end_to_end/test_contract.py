@@ -27,7 +27,7 @@ PARTIES = 6
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Federation, Outcome]:
     """Six parties on real sockets."""
-    text = SYNTHETIC.format(params=10_000)
+    text = SYNTHETIC.format(params=10_000, max_parties=64)
     parties, key_holder = simulated_parties(PARTIES, {})
     out = tmp_path_factory.mktemp("contract") / "run"
     federation = Federation(text, parse_study(text, "study"), parties, key_holder, out)
