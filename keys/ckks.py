@@ -16,8 +16,8 @@ import numpy as np
 from tenseal import sealapi
 
 from keys.ciphertexts import (
+    Scratch,
     chosen_ciphertext,
-    from_seal,
     is_secret_key,
     load,
     load_public_key,
@@ -104,6 +104,7 @@ class Sealer:
         self._context = make_context(plan)
         self._encryptor = sealapi.Encryptor(self._context, _only_a_public_key(public_key, plan, self._context))
         self._encoder = sealapi.CKKSEncoder(self._context)
+        self._scratch = Scratch(plan.poly_modulus_degree)
         self._zeros: deque[_Ciphertext] = deque()
 
     def stock(self, count: int) -> None:
@@ -115,9 +116,9 @@ class Sealer:
         for _ in range(count):
             zero = sealapi.Ciphertext()
             self._encryptor.encrypt_zero(zero)
-            first, second = from_seal(zero, self.plan.poly_modulus_degree)
-            packed = pack_words(second[np.newaxis], self.plan.prime_bits[0]).tobytes()
-            self._zeros.append(_Ciphertext(first.copy(), packed))
+            words = self._scratch.words(zero)
+            second = pack_words(words[1:].copy(), self.plan.prime_bits[0]).tobytes()
+            self._zeros.append(_Ciphertext(words[0].copy(), second))
 
     @property
     def stocked(self) -> int:
@@ -137,21 +138,27 @@ class Sealer:
         Raises:
             PackingError: a value exceeds the plan.
         """
-        sealed = [self._encrypt(slots) for slots in pack(values, self.plan, canaries)]
+        # First encode all, then take all apart: what SEAL needs for the one drives the other out of the cache.
+        plaintexts = [self._encode(each) for each in pack(values, self.plan, canaries)]
+        sealed = [self._add_to_a_zero(plaintext) for plaintext in plaintexts]
         first = pack_words(np.stack([one.first for one in sealed]), self.plan.prime_bits[0])
         return b"".join([fingerprint(self.plan), first.data, *(one.second for one in sealed)])
 
-    def _encrypt(self, slots: Slots) -> _Ciphertext:
-        """SEAL's encryption takes the same two steps: a zero, and the encoded message added to its first polynomial.
-
-        The sum overwrites the zero, so that none is left to be used again, or to be compared with it.
-        """
+    def _encode(self, slots: Slots) -> sealapi.Plaintext:
         plaintext = sealapi.Plaintext()
         self._encoder.encode(slots.tolist(), float(self.plan.scale), plaintext)
+        return plaintext
+
+    def _add_to_a_zero(self, plaintext: sealapi.Plaintext) -> _Ciphertext:
+        """What SEAL's encryption does with a message, as its evaluator does with a zero; tested bit for bit.
+
+        The sum overwrites the zero's first polynomial: nothing is left to be used again, or to compare with.
+        """
         if not self._zeros:
             self.stock(1)
         ciphertext = self._zeros.popleft()
-        add_words(ciphertext.first, from_seal(plaintext, self.plan.poly_modulus_degree)[0], data_prime(self.plan))
+        (message,) = self._scratch.words(plaintext)
+        add_words(ciphertext.first, message, data_prime(self.plan))
         return ciphertext
 
     def add(self, parts: Sequence[bytes]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ STATE = "state.npz"
 OPENED = "opened.bin"
 LEDGER = "ledger.jsonl"
 LOCK = "lock"
+LOCK_SECONDS = 3.0
+"""How long the processes of a node that was killed may take to end, and let go of its home."""
+
 WINDOW = 4
 """Segments that may be on their way over one link, unconsumed."""
 
@@ -180,12 +184,21 @@ def lock_home(path: Path) -> int:
         descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HomeError(f"{path / LOCK}: cannot be written: {error.strerror}") from error
+    deadline = time.monotonic() + LOCK_SECONDS
+    while not _locked(descriptor):
+        if time.monotonic() > deadline:
+            os.close(descriptor)
+            raise HomeError(f"{path}: another node is running from this home; two nodes need two identities")
+        time.sleep(0.05)
+    return descriptor
+
+
+def _locked(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise HomeError(f"{path}: another node is running from this home; two nodes need two identities") from error
-    return descriptor
+    except OSError:
+        return False
+    return True
 
 
 def _default_bind(card: Card) -> str | None:

@@ -52,7 +52,10 @@ def run_keyroom(relay: Channel, template: socket.socket, home: Home, passphrase:
             return
         enclave = Channel(descriptors[0], None)
         child = spawn(signal.SIGKILL, _serve_round, relay, enclave, template, home, secret, box_secret)
-        if reap(child):
+        code = reap(child)
+        if code < 0:
+            raise SystemExit(1)  # it may have been killed in the middle of a word
+        if code:
             relay.send("error", text="the key room could not go on; see its message above")
         enclave.close()
 
@@ -83,13 +86,18 @@ def _serve_round(
     opener = Opener(home.plan, secret)
     while (request := _next_request(relay)) is not None:
         watch = Stopwatch()
+        place = {"round": request["round"], "segment": request["segment"]}
         try:
             integers = _open(home, opener, box_secret, openings, enclave, request)
-        except (OpeningFailed, ChannelClosedError):
-            relay.send("refused", round=request["round"], segment=request["segment"])
-            continue
-        place = {"round": request["round"], "segment": request["segment"]}
-        relay.send("opened", **place, integers=integers, seconds=watch.seconds)
+        except ChannelClosedError:
+            relay.send("own lost", **place)
+        except OpeningFailed:
+            relay.send("refused", **place)
+        except WardtreeError as error:
+            relay.send("error", text=str(error))
+            raise
+        else:
+            relay.send("opened", **place, integers=integers, seconds=watch.seconds)
 
 
 def _next_request(relay: Channel) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from node.published import (
     state_size,
 )
 from node.shared import SharedModel
-from node.sumcheck import fingerprint
+from node.sumcheck import fingerprints
 from node.tasks.base import StatisticsSpec
 from node.telemetry import Telemetry
 
@@ -169,8 +169,8 @@ class ModelKeeper:
         seed = self.check_seed(command.round)
         if seed is not None:
             total = np.frombuffer(b"".join(staged), dtype="<i4")
-            value = fingerprint(seed, total, self._home.plan.segments(total.size))
-            self._telemetry.tell("total", round=command.round, value=value)
+            values = fingerprints(seed, total, self._home.plan.segments(total.size))
+            self._telemetry.tell("total", round=command.round, values=values)
 
     def _save_history(self) -> None:
         if self._options.history:

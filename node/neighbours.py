@@ -91,6 +91,8 @@ class Neighbours:
     def beat(self) -> Iterator[ev.Down]:
         """To be called every :data:`BEAT_SECONDS`: gives the neighbours that are not there any more."""
         for peer, neighbour in list(self._all.items()):
+            if self._all.get(peer) is not neighbour:
+                continue  # it was left because of one before it
             neighbour.silent += 1
             reached = self.transport.send(peer, neighbour.link.beat().parts())
             neighbour.unreachable = 0 if reached else neighbour.unreachable + 1

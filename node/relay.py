@@ -25,14 +25,14 @@ from node.home import LEDGER, Home, Options
 from node.ledger import Ledger
 from node.model_keeper import ModelKeeper
 from node.neighbours import BEAT_SECONDS, Neighbours
-from node.process import allow_descriptors, name_process
+from node.process import ENDED_FROM_OUTSIDE, allow_descriptors, name_process
 from node.protocol import events as ev
 from node.protocol.contributor import Contributor
 from node.protocol.keyholder import KeyHolder
 from node.protocol.messages import Partial, Snapshot
 from node.protocol.party import Party
 from node.refusals import Refusals
-from node.rooms import Enclave, RoomError, Template, round_job
+from node.rooms import Enclave, RoomEndedError, RoomError, Template, round_job
 from node.telemetry import Stopwatch, Telemetry
 
 BEAT = "beat"
@@ -41,10 +41,12 @@ BEAT = "beat"
 
 @dataclass
 class Current:
-    """The round in hand, and its enclave: ``pulls`` is how many of its messages may be taken now."""
+    """The round in hand, and its enclave: ``pulls`` is how many of its messages may be taken now. ``open``: at the
+    key holder, the key room has a process for it."""
 
     round: int = -1
     purpose: str = ""
+    open: bool = False
     enclave: Enclave | None = None
     pulls: int = 0
     began: float = 0.0
@@ -65,7 +67,7 @@ def run_relay(
         code = Relay(home, passphrase, template, keyroom, telemetry, options).run()
     except WardtreeError as error:
         telemetry.tell("stopped", error=str(error))
-        code = 2
+        code = ENDED_FROM_OUTSIDE if isinstance(error, RoomEndedError) else 2
     raise SystemExit(code)
 
 
@@ -205,8 +207,8 @@ class Relay:
                 self._get_ready(message)
             case "trained":
                 self._stage_time("train", message["seconds"])
-                if message["fingerprint"] is not None:
-                    self.telemetry.tell("fingerprint", round=round_, value=message["fingerprint"])
+                if message["fingerprints"] is not None:
+                    self.telemetry.tell("fingerprints", round=round_, values=message["fingerprints"])
                 if self.home.is_key_holder:
                     self._pause_enclave()
                     self._happen(ev.Contributed(round_))
@@ -225,6 +227,8 @@ class Relay:
         past = history_of(self.ledger, self.home, self.neighbours.codec, self.keeper.digest)
         chain, resumed = self.keeper.resume(past.chain)
         self.telemetry.tell("ready", parameters=parameters, examples=message["examples"])
+        if resumed and resumed.applied:
+            self._tell_applied(resumed.round, self.keeper.digest, resumed.contributors)
         self._happen(
             ev.Ready(
                 self.keeper.digest,
@@ -265,13 +269,15 @@ class Relay:
         try:
             message = self.keyroom.poll()
         except ChannelClosedError as error:
-            raise RoomError("the key room ended") from error
+            raise RoomEndedError("the key room ended; start this node again, and it goes on") from error
         match message or {}:
             case {"kind": "error", "text": text}:
                 raise RoomError(text)
             case {"kind": "opened", "round": round_, "segment": segment, "integers": integers, "seconds": seconds}:
                 self._stage_time("open", seconds)
                 self._happen(ev.Opened(round_, segment, integers))
+            case {"kind": "own lost", "round": round_}:
+                self._lost("the key room did not get it")
             case {"kind": "refused", "round": round_, "segment": segment}:
                 self._happen(ev.OpeningRefused(round_, segment))
 
@@ -347,6 +353,7 @@ class Relay:
         )
         job = round_job(self.keeper.model, round_, purpose, self.keeper.check_seed(round_), canary_key)
         self._start_enclave("round", model=self.keeper.shared.descriptor, **job)
+        self.current.open = self.keyroom is not None
 
     def _merge(self, command: ev.Merge) -> None:
         watch = Stopwatch()
@@ -368,12 +375,13 @@ class Relay:
         if command.state not in (None, state):
             self._stop(f"round {command.round}: the model here differs from the key holder's after the same totals")
             return
-        seconds = time.monotonic() - self.current.began
-        contributors = sorted(command.contributors)
-        self.telemetry.tell(
-            "applied", round=command.round, state=state.hex(), seconds=seconds, contributors=contributors
-        )
+        self._tell_applied(command.round, state, command.contributors)
         self.events.append(ev.Applied(command.round, state, self.keeper.size))
+
+    def _tell_applied(self, round_: int, state: bytes, contributors: frozenset[str]) -> None:
+        seconds = time.monotonic() - self.current.began if round_ == self.current.round else 0.0
+        names = sorted(contributors)
+        self.telemetry.tell("applied", round=round_, state=state.hex(), seconds=seconds, contributors=names)
 
     def _keep(self, published: ev.Published) -> None:
         """The key holder's signed word goes into the ledger: with it this node can prove its state to itself."""
@@ -394,8 +402,9 @@ class Relay:
 
     def _wipe(self, round_: int) -> None:
         self._end_enclave()
-        if self.keyroom:
+        if self.keyroom and self.current.open:
             self.keyroom.send("close")
+            self.current.open = False
         self.telemetry.tell("wiped", round=round_, bytes=self.keeper.wipe())
 
     def _stop(self, error: str | None) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from keys.errors import WardtreeError
 from node.gauge import peak_memory
-from node.local import Federation, simulated_parties
+from node.simulation import Federation, simulated_parties
 from node.study import parse_study
 
 ROOT = Path(__file__).parents[2]

@@ -36,6 +36,11 @@ class Contributor(Climber):
         return self.parent if self.parent and self.me in self.tree.subtree(self.parent) else None
 
     @property
+    def has_final_state(self) -> bool:
+        """Whether the last round is closed: then there is nothing to wait for but the goodbye."""
+        return bool(self.chain) and self.chain[-1].close.round >= self.rules.rounds
+
+    @property
     def held(self) -> int:
         return 1 + self.staged if self.round else 0
 
@@ -43,6 +48,9 @@ class Contributor(Climber):
         self.ready(event)
         self.chain.extend(event.chain)
         self.last_round, self.last_forwarded = event.last_round, event.forwarded
+        if self.has_final_state:
+            self.leave()
+            return
         self.state = State.IDLE
         self.do(ev.SetTimer("silence", self.rules.silence_seconds))
         self.aim_all()
@@ -344,11 +352,14 @@ class Contributor(Climber):
 
     def on_applied(self, event: ev.Applied) -> None:
         assert self.closing is not None
+        just_joined = self.joined_on == self.base  # the key holder may believe that we are still there
         self.base, self.size = event.state, event.size
         self.do(ev.Keep(self.closing), ev.StopTimer("gather"), ev.Wipe(event.round))
         self.do(ev.Report("closed", event.round, self.closing.close.contributors))
         self.round, self.state = None, State.IDLE
         self.closed(self.closing)
+        if just_joined:
+            self.join()
 
     def on_failed(self, event: ev.Received) -> None:
         fail = event.message
@@ -408,7 +419,8 @@ class Contributor(Climber):
 
     def on_expired(self, event: ev.Expired) -> None:
         if event.timer == "silence":
-            self._give_up(f"nothing came from the key holder in {self.rules.silence_seconds:.0f} s")
+            silent = f"nothing came from the key holder in {self.rules.silence_seconds:.0f} s"
+            self._give_up(None if self.has_final_state else silent)
         elif event.timer == "dial":
             self.dial_next()
 
@@ -437,6 +449,7 @@ class Contributor(Climber):
         (State.GATHERING, Total): on_total,
         (State.GATHERING, Close): on_close,
         (State.GATHERING, Fail): on_failed,
+        (State.GATHERING, Finish): on_finish,
         (State.FLOWING, Joined): Climber.on_joined,
         (State.FLOWING, Gone): Climber.on_gone,
         (State.FLOWING, Open): on_open,
@@ -448,8 +461,10 @@ class Contributor(Climber):
         (State.FLOWING, Total): on_total,
         (State.FLOWING, Close): on_close,
         (State.FLOWING, Fail): on_failed,
+        (State.FLOWING, Finish): on_finish,
         (State.FLOWING, ev.Expired): on_expired,
         (State.APPLYING, ev.Applied): on_applied,
         (State.ENDING, Joined): Climber.on_joined,
+        (State.ENDING, Gone): Climber.on_gone,
         (State.ENDING, ev.Expired): Climber.leave,
     }

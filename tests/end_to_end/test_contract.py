@@ -13,9 +13,10 @@ from keys.ckks import KeyFileError, Opener, OpeningFailed
 from keys.plan import Plan
 from node.cli.local import SYNTHETIC
 from node.home import load_home
-from node.local import Federation, Outcome, run_federation, simulated_parties
+from node.local import Outcome, run_federation
 from node.protocol.messages import Close, Finish, Joined, Open, Partial, Total
 from node.published import load_model
+from node.simulation import Federation, simulated_parties
 from node.study import parse_study
 from tests.node.network import Network
 from topology import quorum_met
@@ -53,7 +54,7 @@ def test_each_party_at_the_end_has_its_own_data_and_the_final_model(run: tuple[F
         secret = {"secret-key.sealed"} | {path for path in kept if path.startswith("openings-")}
         assert kept - secret == {
             "identity.sealed", "card.json", "manifest.json", "public.key", "node.toml", "ledger.jsonl", "lock",
-            "model.npz",
+            "state.npz", "model.npz",
         }  # fmt: skip
 
 

@@ -16,9 +16,8 @@ import numpy as np
 
 from keys import ceremony
 from keys.vault import FAST
-from node.federation import propose
+from node.federation import plan_for, propose
 from node.keyroom import make_key
-from node.local import plan_for
 from node.published import load_model
 from node.study import parse_study
 from tests.end_to_end.commands import wait_until, wardtree

@@ -14,7 +14,8 @@ from keys.ckks import Sealer
 from node import report as reports
 from node import update
 from node.cli.local import SYNTHETIC
-from node.local import Federation, run_federation, simulated_parties
+from node.local import run_federation
+from node.simulation import Federation, simulated_parties
 from node.study import parse_study
 
 
