@@ -129,6 +129,8 @@ class Launcher:
         """Kill what still runs; every process of a node dies with its supervisor."""
         processes = {name: self._forget(name).process for name in self.running}
         self._selector.close()
+        for seat in self._seats.values():
+            os.close(seat.passphrase)
         end_all(processes)
 
 

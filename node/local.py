@@ -68,17 +68,12 @@ def run_federation(federation: Federation, watch: Callable[[Record], None]) -> O
         KeyboardInterrupt: everything is ended first.
     """
     began = time.monotonic()
-    check_size(federation.study, len(federation.data))
-    check_placeable([Member(name) for name in federation.names], federation.key_holder)
-    _allow_descriptors(len(federation.data))
-    _make_out(federation.out)
     helpers: dict[str, int] = {}
     launcher: Launcher | None = None
     try:
         gauge = Gauge()
         helpers["gauge"] = gauge.process
-        _import_once()
-        launcher = Launcher(take_seats(federation), _nursery(federation.study, helpers))
+        launcher = prepare(federation, nursery=_nursery(federation.study, helpers))
         outcome = Outcome(Record(federation.names), tree_of(federation))
         outcome.ceremony_seconds = time.monotonic() - began
         starter = _Starter(launcher, outcome.tree)
@@ -91,6 +86,41 @@ def run_federation(federation: Federation, watch: Callable[[Record], None]) -> O
         if launcher:
             launcher.end_all()
         end_all(helpers)
+
+
+def prepare(
+    federation: Federation,
+    endpoints: Mapping[str, str] | None = None,
+    networks: Mapping[str, str] | None = None,
+    nursery: Nursery | None = None,
+) -> Launcher:
+    """Hold the ceremony, in a process of its own, in a new or empty folder; gives what starts the nodes.
+
+    Args:
+        endpoints: as for :func:`hold_ceremony`.
+        networks: the network namespace of each node.
+        nursery: see :class:`Launcher`.
+
+    Raises:
+        WardtreeError: such a federation cannot be.
+    """
+    check_size(federation.study, len(federation.data))
+    check_placeable([Member(name) for name in federation.names], federation.key_holder)
+    _allow_descriptors(len(federation.data))
+    _make_out(federation.out)
+    _import_once()
+    letters = {name: os.memfd_create("wardtree passphrase", os.MFD_CLOEXEC) for name in federation.names}
+    in_process(_hold_apart, federation, endpoints, letters)
+    rounds = federation.study.rounds + 1
+    seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
+    models = {federation.key_holder: federation.out / "models"}  # one copy of each is enough to compare
+    seats = {
+        name: Seat(
+            federation.home(name), letters[name], Options(tuple(seeds), models.get(name)), (networks or {}).get(name)
+        )
+        for name in federation.names
+    }
+    return Launcher(seats, nursery)
 
 
 def _allow_descriptors(parties: int) -> None:
@@ -115,23 +145,6 @@ def _nursery(study: Study, helpers: dict[str, int]) -> Nursery | None:
         return None
     nursery, helpers["nursery"] = start_nursery(study.task.class_name)
     return nursery
-
-
-def take_seats(federation: Federation, endpoints: Mapping[str, str] | None = None) -> dict[str, Seat]:
-    """Hold the ceremony, in a process of its own; gives what each node is started with.
-
-    Args:
-        endpoints: as for :func:`hold_ceremony`.
-    """
-    letters = {name: os.memfd_create("wardtree passphrase", os.MFD_CLOEXEC) for name in federation.names}
-    in_process(_hold_apart, federation, endpoints, letters)
-    rounds = federation.study.rounds + 1
-    seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
-    models = {federation.key_holder: federation.out / "models"}  # one copy of each is enough to compare
-    return {
-        name: Seat(federation.home(name), letters[name], Options(tuple(seeds), models.get(name)))
-        for name in federation.names
-    }
 
 
 def _hold_apart(federation: Federation, endpoints: Mapping[str, str] | None, letters: Mapping[str, int]) -> None:

@@ -94,7 +94,8 @@ class Record:
             case {"kind": "usage", "room": "relay", "peak_memory": peak, "descriptors": open_, "sockets": sockets}:
                 self.usage[party] = {"peak_memory": peak, "descriptors": open_, "sockets": sockets}
             case {"kind": "dropped", "who": who, "expected": expected, "came": came}:
-                self.dropped.append({"node": party, "who": who, "expected": expected, "came": came})
+                times = event.get("times", 1)
+                self.dropped.append({"node": party, "who": who, "expected": expected, "came": came, "times": times})
             case {"kind": "warning", "text": text}:
                 self.warnings.append(f"{party}: {text}")
             case {"kind": "stopped", "error": error}:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from keys.errors import WardtreeError
-from node.cli import bench, ceremony, local, node, plan, study
+from node.cli import bench, ceremony, chaos, local, node, plan, study
 from node.process import ENDED_FROM_OUTSIDE
 from node.supervisor import EndedFromOutsideError
 from topology import TopologyError
@@ -30,6 +30,7 @@ app = typer.Typer(
 app.command("local")(local.local)
 app.command("node")(node.node)
 app.command("plan")(plan.plan)
+app.command("chaos")(chaos.chaos)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ceremony.app, name="ceremony")
 app.add_typer(study.app, name="study")
