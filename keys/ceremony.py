@@ -20,6 +20,7 @@ from pathlib import Path
 
 from keys.canonical import canonical, digest, fields, parse, unhex
 from keys.errors import WardtreeError
+from keys.history import APPROVAL, MEMBER
 from keys.identity import MAX_CARD, SIGNATURE_BYTES, Card, Identity
 from keys.manifest import (
     DOMAIN,
@@ -64,8 +65,6 @@ MAX_PUBLIC_KEY = 16 * 2**20  # bytes
 
 _SIGNATURE_FORMAT = "wardtree-signature/1"
 _SIGNATURE = {"format": (str,), "manifest": (str,), "name": (str,), "role": (str,), "signature": (str,)}
-MEMBER, APPROVAL = "member", "approval"
-"""As whom a party signs a manifest: as a member of its roster, or of the version before, to let that one end."""
 
 
 class CeremonyError(WardtreeError):

@@ -5,7 +5,6 @@ every rule that needs neither a signature nor a clock; ``verify_signed`` adds th
 """
 
 import itertools
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from keys.canonical import MAX_INTEGER, canonical, digest, fields, parse, unhex
+from keys.canonical import MAX_INTEGER, canonical, digest, fields, hidden_letter, parse, unhex
 from keys.errors import WardtreeError
 from keys.identity import NAME, SIGNATURE_BYTES, Card, verify
 
@@ -317,7 +316,7 @@ def _check_values(manifest: Manifest) -> None:
             raise ManifestError(f"manifest: plan: {name!r}: expected an integer, text or a list of integers")
     # Whoever reviews must see what they sign: no character may hide or reorder others on a terminal.
     texts = itertools.chain([manifest.study], manifest.plan, manifest.plan.values())
-    if hidden := next((each for text in texts for each in str(text) if _is_hidden(each)), None):
+    if hidden := next(filter(None, (hidden_letter(str(text)) for text in texts)), None):
         raise ManifestError(f"manifest: expected plain text in study and plan, came the character U+{ord(hidden):04X}")
 
 
@@ -369,7 +368,3 @@ def _refuse(names: Iterable[str], why: str) -> None:
 
 def _repeated(values: Iterable[T]) -> set[T]:
     return {value for value, count in Counter(values).items() if count > 1}
-
-
-def _is_hidden(letter: str) -> bool:
-    return letter not in "\n\t" and unicodedata.category(letter) in {"Cc", "Cf", "Zl", "Zp"}
