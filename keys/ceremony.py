@@ -156,6 +156,11 @@ def read_card(path: Path) -> Card:
         return Card.from_json(data)
 
 
+def read_public_key(path: Path) -> bytes:
+    """The bytes of a public key's file. Raises VaultError."""
+    return read_bounded(path, MAX_PUBLIC_KEY)
+
+
 def read_proposal(path: Path) -> Manifest:
     """The proposed, unsigned manifest in ``path``. Raises WardtreeErrors that name the file."""
     data = read_bounded(path, MAX_MANIFEST)
@@ -165,8 +170,8 @@ def read_proposal(path: Path) -> Manifest:
 
 def propose(
     *,
-    cards: Sequence[Path],
-    public_key: Path,
+    cards: Sequence[Card],
+    public_key_digest: str,
     key_holder: str,
     study: str,
     plan: Mapping[str, object],
@@ -188,7 +193,7 @@ def propose(
 
     The fields are the Manifest's; ``tree_seed`` is drawn if None, ``threshold`` a majority. Raises WardtreeErrors.
     """
-    roster = tuple(sorted(map(read_card, cards), key=lambda card: card.name))
+    roster = tuple(sorted(cards, key=lambda card: card.name))
     manifest = Manifest(
         federation=previous.federation if previous else secrets.token_hex(16),
         version=previous.version + 1 if previous else 1,
@@ -197,7 +202,7 @@ def propose(
         cards=roster,
         study=study,
         plan=plan,
-        public_key_digest=digest(read_bounded(public_key, MAX_PUBLIC_KEY)).hex(),
+        public_key_digest=public_key_digest,
         tree_seed=tree_seed or secrets.token_hex(32),
         min_hidden=min_hidden,
         threshold=threshold or len(roster) // 2 + 1,
@@ -331,7 +336,7 @@ def join(home: Path, manifest: Path, public_key: Path, now: datetime, lost: Iter
             verify_next(old, data, now, lost)
     own = read_card(home / CARD)
     _check_own_card(new, own, manifest)
-    key = read_bounded(public_key, MAX_PUBLIC_KEY)
+    key = read_public_key(public_key)
     if digest(key).hex() != new.public_key_digest:
         raise CeremonyError(
             f"{public_key}: not the public key that was signed (expected SHA-256 {new.public_key_digest})"

@@ -41,6 +41,7 @@ from keys.vault import (
     open_file,
     read_bounded,
     read_lock,
+    refuse_existing,
     replace_file,
     seal,
     seal_file,
@@ -236,7 +237,14 @@ def recombine(
 
 
 def destroy_key(
-    home: Path, passphrase: str, public_key: str, history: History, head: str, no_copies: bool, out: Path, now: datetime
+    home: Path,
+    identity: Identity,
+    public_key: str,
+    history: History,
+    head: str,
+    no_copies: bool,
+    out: Path,
+    now: datetime,
 ) -> tuple[Step, Statement]:
     """Erase the secret key of ``public_key`` (a digest), and write the certificate ``out``.
 
@@ -248,7 +256,6 @@ def destroy_key(
         CustodyError, HistoryError: the key is another's, is not here, or the transcript is not complete; nothing is
             erased then. Other WardtreeErrors likewise.
     """
-    identity = load_identity(home, passphrase)
     path = home / secret_key_file(public_key)
     if not path.exists():
         raise CustodyError(f"{path}: there is no such secret key here, so nothing that could be destroyed")
@@ -260,8 +267,7 @@ def destroy_key(
             raise CustodyError(f"{known}: this split is not in the transcript; add it first")
     kept = home / CERTIFICATE.replace("*", public_key[:16])
     for target in (out, kept):
-        if target.exists():
-            raise CustodyError(f"{target}: exists already, and is never overwritten")
+        refuse_existing(target)
     content: dict[str, Any] = {
         "public_key": public_key,
         "transcript": head,
@@ -283,8 +289,7 @@ def destroy_share(home: Path, passphrase: str, share: Path, out: Path, now: date
     """Erase a share, and sign that it is gone, into the new file ``out``. Raises WardtreeErrors."""
     identity = load_identity(home, passphrase)
     own = read_share(share, identity)
-    if out.exists():
-        raise CustodyError(f"{out}: exists already, and is never overwritten")
+    refuse_existing(out)
     content = {"set": own.share_set.name, "share": own.share_set.share_of(identity.name)}
     statement = Statement.make(identity, "share-destruction", content, now)
     erase_file(share)

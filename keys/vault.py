@@ -133,7 +133,7 @@ def read_lock(data: bytes) -> Lock:
 
 def seal_file(path: Path, kind: str, secret: bytes, passphrase: str, cost: KdfCost = STANDARD) -> None:
     """Seal ``secret`` into the new file ``path`` (0600). Raises VaultError; never overwrites."""
-    _refuse_existing(path)  # before the slow part; the write below refuses for certain
+    refuse_existing(path)  # before the slow part; the write below refuses for certain
     with naming(path):
         data = seal(kind, secret, passphrase, cost)
     write_private(path, data)
@@ -324,14 +324,15 @@ def _put_new(temporary: Path, path: Path) -> None:
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
-        _refuse_existing(path)
+        refuse_existing(path)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
             raise
-        _refuse_existing(path)  # a memory stick's FAT has no links: look, then rename
+        refuse_existing(path)  # a memory stick's FAT has no links: look, then rename
         temporary.rename(path)
 
 
-def _refuse_existing(path: Path) -> None:
+def refuse_existing(path: Path) -> None:
+    """Raises VaultError if there is anything of this name."""
     if os.path.lexists(path):
         raise VaultError(f"{path}: exists already, and is never overwritten")

@@ -23,10 +23,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from keys import ceremony
+from keys import ceremony, steps
+from keys.canonical import digest
 from keys.errors import WardtreeError
 from keys.identity import check_name
-from keys.plan import Plan
+from keys.transcript import TRANSCRIPT
 from keys.vault import KdfCost, write_private
 from node.channel import Channel, ChannelClosedError
 from node.federation import check_size, plan_for, propose
@@ -257,8 +258,10 @@ def _drain(channel: Channel) -> Iterator[dict[str, Any] | None]:
 
 
 def hold_ceremony(federation: Federation) -> dict[str, str]:
-    """Identities, cards, key pair, proposal, signatures, manifest, joining: the files that people would pass
-    around, in ``out/ceremony``. Gives the passphrases, which are kept nowhere."""
+    """Identities, cards, key pair, proposal, signatures, manifest, transcript, joining: the files that people would
+    pass around, in ``out/ceremony``. Gives the passphrases, which are kept nowhere."""
+    from node.keyroom import make_key
+
     table = federation.out / "ceremony"
     now = datetime.now(UTC)
     passphrases = {name: secrets.token_urlsafe(18) for name in federation.names}
@@ -270,41 +273,28 @@ def hold_ceremony(federation: Federation) -> dict[str, str]:
         ceremony.make_card(home, passphrases[name], f"127.0.0.1:{port}", examples[name], card)
         write_private(home / SETTINGS, _settings(federation.data[name]))
     holder = federation.key_holder
-    make_key_apart(federation.home(holder), passphrases[holder], plan_for(federation.study), table / "public.key")
+    make_key(federation.home(holder), passphrases[holder], plan_for(federation.study), table / "public.key", KDF)
+    coordinator, record = ceremony.load_identity(federation.home(holder), passphrases[holder]), table / TRANSCRIPT
     propose(
         federation.study_text,
         federation.study,
         "study",
-        [table / f"{name}.card.json" for name in federation.names],
-        table / "public.key",
+        [ceremony.read_card(table / f"{name}.card.json") for name in federation.names],
+        digest(ceremony.read_public_key(table / "public.key")).hex(),
         holder,
         now,
         now + timedelta(days=1),
         table / "proposal.json",
     )
+    steps.note_proposal(federation.home(holder), coordinator, table / "proposal.json", record, now)
     signatures = [table / f"{name}.signature.json" for name in federation.names]
     for name, signature in zip(federation.names, signatures, strict=True):
         ceremony.sign(federation.home(name), passphrases[name], table / "proposal.json", signature)
-    ceremony.combine(table / "proposal.json", signatures, table / "manifest.json", now)
+    manifest = table / "manifest.json"
+    steps.agree(federation.home(holder), coordinator, table / "proposal.json", signatures, record, manifest, now)
     for name in federation.names:
-        ceremony.join(federation.home(name), table / "manifest.json", table / "public.key", now)
+        steps.join(federation.home(name), manifest, table / "public.key", record, now)
     return passphrases
-
-
-def make_key_apart(home: Path, passphrase: str, plan: Plan, public_key: Path) -> None:
-    """Make the key pair in a process of its own, so that no copy of the secret key stays in this one.
-
-    Raises:
-        WardtreeError: it did not work.
-    """
-
-    def make() -> None:
-        from node.keyroom import make_key
-
-        make_key(home, passphrase, plan, public_key, KDF)
-
-    if reap(spawn(signal.SIGKILL, make)):
-        raise LocalError(f"{home}: the key pair could not be made; is there space on the disk?")
 
 
 def _examples(federation: Federation) -> dict[str, int]:

@@ -85,7 +85,9 @@ class Relay:
         _refuse_a_second_start(home, self.ledger)
         self.sealer = Sealer(home.plan, (home.path / PUBLIC_KEY).read_bytes())
         self.keeper = ModelKeeper(home, options, telemetry)
-        self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.tree, home.rules)
+        self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(
+            home.name, home.tree, home.rules, self.keeper.model.round
+        )  # fmt: skip
         self.neighbours = Neighbours(home, self.identity, self._refused)
         self.transport = self.neighbours.transport
         self.current = Current()
@@ -330,6 +332,7 @@ class Relay:
         if command.state not in (None, state):
             self._stop(f"round {command.round}: the model here differs from the key holder's after the same totals")
             return
+        self.keeper.save()
         contributors = sorted(command.contributors)
         self.ledger.append(
             what="closed",
@@ -353,8 +356,6 @@ class Relay:
         self.telemetry.tell("wiped", round=round_, bytes=self.keeper.wipe())
 
     def _stop(self, error: str | None) -> None:
-        if error is None:
-            self.keeper.save()
         traffic = self.neighbours.traffic
         self.telemetry.tell("traffic", sent=traffic.sent, received=traffic.received, parent=self.neighbours.parent)
         self.telemetry.tell("stopped", error=error, state=self.keeper.digest.hex())
