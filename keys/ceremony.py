@@ -87,9 +87,14 @@ def secret_key_file(public_key_digest: str) -> str:
 
 def create_identity(home: Path, name: str, passphrase: str, cost: KdfCost = STANDARD) -> Step:
     """Make a new identity, sealed in ``home``. Raises IdentityError, or VaultError if there is one."""
-    path = home / IDENTITY
-    seal_file(path, IDENTITY_KIND, Identity.create(name).to_bytes(), passphrase, cost)
-    return Step(f"Made the identity of {name}, sealed under your passphrase.", (path,), f"{name}: make your card.")
+    path, identity = home / IDENTITY, Identity.create(name)
+    seal_file(path, IDENTITY_KIND, identity.to_bytes(), passphrase, cost)
+    fingerprint = " ".join(identity.card(None, 0).fingerprint)
+    return Step(
+        f"Made the identity of {name}, sealed under your passphrase. Its words: {fingerprint}",
+        (path,),
+        f"{name}: write the seven words down, and make your card (identity card).",
+    )
 
 
 def change_passphrase(home: Path, old: str, new: str, cost: KdfCost = STANDARD) -> Step:

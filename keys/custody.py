@@ -17,7 +17,7 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -62,6 +62,10 @@ _INSIDE = {"holder": (str,), "sealed": (str,), "share": (str,), "split": (dict,)
 
 class CustodyError(CeremonyError):
     """Shares or a key that are not what they must be."""
+
+
+WithStatement = Callable[..., tuple[Step, Statement]]
+"""A step that has the secret key in hand, and is recorded."""
 
 
 @dataclass(frozen=True)

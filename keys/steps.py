@@ -77,6 +77,19 @@ def note(
     return keep(home, transcript, now)
 
 
+def check_record(home: Path, transcript: Path, now: datetime) -> Transcript:
+    """The transcript, if it continues the one in the home: to know that before something is done for ever.
+
+    Raises:
+        WardtreeError: it does not.
+    """
+    current = read_transcript(transcript, now)
+    if known := read_home(home, now):
+        with naming(transcript):
+            current.check_continues(known)
+    return current
+
+
 def revoke(home: Path, identity: Identity, reason: str, transcript: Path, out: Path, now: datetime) -> Step:
     """Take back one's signature of the manifest that the home follows: into the file ``out``, and the transcript.
 
@@ -111,10 +124,7 @@ def destroy(
     Raises:
         WardtreeError: nothing was destroyed.
     """
-    current = read_transcript(transcript, now)
-    if known := read_home(home, now):
-        with naming(transcript):
-            current.check_continues(known)
+    current = check_record(home, transcript, now)
     digest = public_key or _installed(home).public_key_digest
     step, statement = destroy_key(home, identity, digest, current.history, current.head, no_copies, out, now)
     note(home, identity, transcript, [statement], now)

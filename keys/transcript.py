@@ -14,7 +14,7 @@ expiry bounds how long a transcript that is held back can pass for the newest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -209,6 +209,53 @@ def agreed(signed: Signed) -> list[Act]:
 
 def stated(statement: Statement) -> Act:
     return "statement", {"statement": statement.to_dict()}
+
+
+# ---- in plain words -------------------------------------------------------------------------------------
+
+
+def story(transcript: Transcript) -> Iterator[str]:
+    """What happened, a line for each entry."""
+    proposal = "?"
+    for entry in transcript.entries:
+        content = entry.content
+        match entry.what:
+            case "proposal":
+                manifest = content["manifest"]
+                proposal = f"version {manifest['version']}"
+                names = ", ".join(card["name"] for card in manifest["cards"])
+                told = f"{entry.by} proposed {proposal} for {names}; {manifest['key_holder']} holds the secret key"
+            case "signature":
+                before = " as a member of the version before" if content["role"] == APPROVAL else ""
+                told = f"{content['name']} signed {proposal}{before}"
+            case "agreement":
+                told = f"{proposal} is agreed: manifest {content['manifest']}"
+            case _:
+                told = Statement.from_dict(content["statement"]).facts
+        yield f"{entry.number:>3}  {entry.time}  {told}"
+
+
+def summary(transcript: Transcript) -> Iterator[str]:
+    """What is in force at the end of it."""
+    history, manifest = transcript.history, transcript.history.in_force
+    if manifest is None:
+        yield "No manifest is in force yet."
+    else:
+        yield (
+            f"In force: version {manifest.version}, signed by all of {', '.join(manifest.names)}, "
+            f"valid until {manifest.expires}."
+        )
+        if history.revoked:
+            yield f"But no node may follow it: revoked by {', '.join(sorted(history.revoked))}."
+    if history.pending:
+        yield f"Proposed, and not agreed: version {history.pending.version}."
+    for public_key, statement in history.destroyed.items():
+        ways = [f"{each['needed']} shares of {', '.join(each['holders'])}" for each in history.open_sets(public_key)]
+        left = f"one way to it is left, by recombining {'; or '.join(ways)}" if ways else "no way to it is left"
+        yield f"The secret key of {public_key} was destroyed by {statement.by} on {statement.time}: {left}."
+    number = len(transcript.entries)
+    yield f"It ends with entry {number}, whose digest stands for all of it: compare it with another party's copy."
+    yield f"  {transcript.head}"
 
 
 # ---- one entry ------------------------------------------------------------------------------------------
