@@ -57,7 +57,8 @@ def key(
 
 
 @app.command("propose", epilog="Example: [bold]wardtree ceremony propose --home lund --study study.toml --public-key "
-             "public.key --key-holder uppsala --out proposal.json --transcript transcript.jsonl *.card.json[/bold]")  # fmt: skip
+             "public.key --key-holder uppsala --out proposal.json --transcript transcript.jsonl "
+             "*.card.json[/bold]")  # fmt: skip
 def propose_command(
     cards: Annotated[list[Path], typer.Argument(help="The card of every party.")],
     home: Home,
@@ -128,8 +129,9 @@ def rotate(
     succession = Succession(old, None if fresh else next_base(home, old))
     moment = now()
     expires = moment + timedelta(days=days)
+    source = str(study or "the study")
     step = propose(
-        text, checked, str(study or "the study"), cards, public, holder, moment, expires, out, gaps, threshold, succession
+        text, checked, source, cards, public, holder, moment, expires, out, gaps, threshold, succession
     )  # fmt: skip
     _proposed(home, coordinator, step, out, record, moment, as_json)
 
@@ -241,11 +243,11 @@ def transcript_command(
     if add:
         statements = [Statement.read(each) for each in add]
         steps.note(home, _identity(home, passphrase_fd), path, statements, moment)
-        did, wrote = " ".join(statement.facts for statement in statements), (path, home / transcript.TRANSCRIPT)
+        did, wrote = " ".join(statement.facts for statement in statements), [path, home / transcript.TRANSCRIPT]
     else:
         known = transcript.keep(home, path, moment)
-        did, wrote = f"Took over the transcript, {len(known.entries)} entries.", (home / transcript.TRANSCRIPT,)
-    tell(Step(did, wrote, "the others: take over the transcript too (transcript --home)."), as_json)
+        did, wrote = f"Took over the transcript, {len(known.entries)} entries.", [home / transcript.TRANSCRIPT]
+    tell(Step(did, tuple(wrote), "the others: take over the transcript too (transcript --home)."), as_json)
 
 
 def _identity(home: Path, descriptor: int | None) -> Identity:

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from keys import ceremony
+from keys.canonical import FormatError, parse
 from keys.canonical import Json as JsonValue
-from keys.canonical import parse
 from keys.ceremony import CeremonyError
 from keys.identity import Card
 from keys.manifest import MAX_MANIFEST
@@ -162,9 +162,12 @@ def _tell(text: str, as_json: bool, **facts: object) -> None:
 
 def _kind(path: Path) -> str:
     """What a file is, by its form alone; whether it is a good one shows when it is read."""
-    first = read_bounded(path, MAX_TRANSCRIPT).partition(b"\n")[0]
+    data = read_bounded(path, MAX_TRANSCRIPT)
     with naming(path):
-        value = parse(first, 2 * MAX_MANIFEST)
+        try:
+            value = parse(data, 2 * MAX_MANIFEST)
+        except FormatError:
+            value = parse(data.partition(b"\n")[0], 2 * MAX_MANIFEST)  # a transcript has one value on each line
         for kind, fits in _FORMS.items():
             if isinstance(value, dict) and fits(value):
                 return kind

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from keys import ceremony
+from keys.canonical import digest
 from keys.vault import FAST
 from node.federation import propose
 from node.keyroom import make_key
@@ -58,15 +59,16 @@ def make_homes(folder: Path, study_text: str = STUDY, days: float = 1, key_holde
     study = parse_study(study_text, "study")
     make_key(folder / key_holder, key_holder, plan_for(study), folder / "public.key", FAST)
     created = now - timedelta(days=10)
+    public_key = digest((folder / "public.key").read_bytes()).hex()
     propose(
-        study_text, study, "study", cards, folder / "public.key", key_holder, created, now + timedelta(days=days),
-        folder / "proposal.json",
+        study_text, study, "study", [ceremony.read_card(card) for card in cards], public_key, key_holder, created,
+        now + timedelta(days=days), folder / "proposal.json",
     )  # fmt: skip
     signatures = [folder / f"{name}.signature.json" for name in NAMES]
     for name, signature in zip(NAMES, signatures, strict=True):
         ceremony.sign(folder / name, name, folder / "proposal.json", signature)
     moment = min(now, created + timedelta(hours=1))
-    ceremony.combine(folder / "proposal.json", signatures, folder / "manifest.json", moment)
+    ceremony.combine(ceremony.collect(folder / "proposal.json", signatures), folder / "manifest.json", moment)
     for name in NAMES:
         ceremony.join(folder / name, folder / "manifest.json", folder / "public.key", moment)
     return ports
