@@ -198,7 +198,7 @@ def release(home: Path, passphrase: str, share: Path, to: Path, out: Path) -> St
 def recombine(
     home: Path, passphrase: str, released: Sequence[Path], now: datetime, cost: KdfCost = STANDARD
 ) -> tuple[Step, Statement]:
-    """Put the secret key under the key holder's passphrase again, from enough released shares.
+    """Put the secret key under the key holder's passphrase again, from enough released shares, which are erased.
 
     Raises CustodyError: shares of different sets, too few (by name), a corrupted one (by name); or other
     WardtreeErrors.
@@ -231,6 +231,8 @@ def recombine(
         replace_file(path, seal(SECRET_KIND, secret, passphrase, cost))
     else:
         seal_file(path, SECRET_KIND, secret, passphrase, cost)
+    for each in released:
+        erase_file(each)  # with these files the key holder could do it again alone
     content = {"public_key": share_set.public_key, "set": share_set.name, "holders": [share.holder for share in enough]}
     statement = Statement.make(identity, "recombination", content, now)
     return Step(

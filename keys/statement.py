@@ -158,16 +158,8 @@ def _certificate(by: str, time: str, content: Mapping[str, Any]) -> str:
         lines.append(f"{which}: {'; or '.join(ways)}. It ends when the holders destroy their shares; each signs that.")
     else:
         lines.append("No set of shares is left from which it could be recombined.")
-    if content["no_copies"]:
-        lines.append(
-            f"{by} declares that no copy of the sealed file (a backup, a snapshot) is left, which its passphrase would "
-            "open."
-        )
-    else:
-        lines.append(
-            f"{by} does not declare that no copy of the sealed file (a backup, a snapshot) is left, which its "
-            "passphrase would open."
-        )
+    copies = "that no copy of the sealed file or of a released share (a backup, a snapshot) is left"
+    lines.append(f"{by} {'declares' if content['no_copies'] else 'does not declare'} {copies}.")
     return " ".join(lines)
 
 

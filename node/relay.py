@@ -365,10 +365,11 @@ class Relay:
 def _refuse_a_second_start(home: Home, ledger: Ledger) -> None:
     """A round that was ever aggregated is never aggregated again, so an interrupted study needs version k+1."""
     rounds: list[int] = []
+    following = ""
     for entry in ledger.entries:
         if entry["what"] == "started":
-            rounds = [] if entry["manifest"] != home.manifest.digest else rounds
-        else:
+            following = entry["manifest"]
+        elif following == home.manifest.digest:
             rounds.append(entry["round"])
     if rounds:
         raise HomeError(

@@ -160,7 +160,9 @@ def test_nothing_of_a_persons_is_overwritten(table: Table) -> None:
 def test_sign_refuses_a_proposal_without_ones_own_card(table: Table) -> None:
     others = [name for name in NAMES if name != "hungary"]
     out = table.folder / "without.json"
-    table.propose(out, cards=[ceremony.read_card(table.card(name)) for name in others], weights=dict.fromkeys(others, 1))
+    table.propose(
+        out, cards=[ceremony.read_card(table.card(name)) for name in others], weights=dict.fromkeys(others, 1)
+    )
     with pytest.raises(ManifestError, match=r"without\.json: manifest: 'hungary' is not a member"):
         ceremony.sign(table.home("hungary"), "pass hungary", out, table.folder / "s")
     assert not (table.folder / "s").exists()
