@@ -148,10 +148,12 @@ def differences(old: Manifest, new: Manifest) -> Iterator[str]:
         if added or gone:
             words = [*(f"{name} is new" for name in sorted(added)), *(f"{name} is gone" for name in sorted(gone))]
             yield f"{field.replace('_', ' ')}: {', '.join(words)}"
-    for what, first, second in (("weight", old.weights, new.weights), ("plan", old.plan, new.plan)):
-        for name in sorted(first.keys() & second.keys()):
-            if first[name] != second[name]:
-                yield f"{what} of {name}: {first[name]} -> {second[name]}"
+    for name in sorted(old.weights.keys() & new.weights.keys()):
+        if old.weights[name] != new.weights[name]:
+            yield f"weight of {name}: {old.weights[name]} -> {new.weights[name]}"
+    for name in sorted(old.plan.keys() | new.plan.keys()):
+        if old.plan.get(name) != new.plan.get(name):
+            yield f"encryption plan, {name}: {old.plan.get(name)} -> {new.plan.get(name)}"
     if old.study == new.study:
         yield "the study is the same"
     else:
