@@ -15,7 +15,6 @@ from keys.statement import MAX_STATEMENT, Statement
 from node.cli.common import Home, Json, Out, Record, now, tell
 from node.cli.passphrase import Descriptor, read_passphrase
 from node.home import lock_home
-from node.keyroom import in_keyroom
 
 EPILOGS = {
     "split": "Example: [bold]wardtree ceremony split --home uppsala --needed 2 --holder anna.card.json --holder "
@@ -116,6 +115,8 @@ def _apart(
     home: Path, passphrase: str, record: Path, as_json: bool, function: custody.WithStatement, *arguments: object
 ) -> None:
     """Let a process of its own handle the secret key, and record what it did."""
+    from node.keyroom import in_keyroom
+
     lock_home(home)
     moment = now()
     identity = ceremony.load_identity(home, passphrase)

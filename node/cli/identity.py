@@ -13,7 +13,6 @@ from keys.ceremony import Step
 from keys.vault import MAX_SEALED, STANDARD, naming, read_bounded, read_lock
 from node.cli.common import Home, Json, Out, tell
 from node.cli.passphrase import NEW_CREDENTIAL, Descriptor, NewDescriptor, read_passphrase
-from node.keyroom import in_keyroom
 
 app = typer.Typer(no_args_is_help=True, help="One's own keys: make, show, put on a card, seal under a new passphrase.")
 
@@ -77,6 +76,8 @@ def change_passphrase(
     as_json: Json = False,
 ) -> None:
     """Seal identity and secret keys under another passphrase, at today's standard cost of a guess."""
+    from node.keyroom import in_keyroom
+
     old = read_passphrase(passphrase_fd, str(home))
     fresh = read_passphrase(new_passphrase_fd, f"{home}, the new one", new=True, credential=NEW_CREDENTIAL)
     did, wrote, after = in_keyroom(_change, home, old, fresh)

@@ -1,0 +1,30 @@
+"""docs/ceremony.md, typed by its people at their terminals: it works, and what it shows is what is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from node.model_keeper import load_model
+from tests.end_to_end.walkthrough import PAGE, Page, comparable, walk
+
+
+def test_a_page_comes_back_as_it_was() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert Page.parse(text).render() == text
+
+
+def test_five_parties_from_nothing_to_a_federation_by_the_page_alone(tmp_path: Path) -> None:
+    page = Page.parse(PAGE.read_text(encoding="utf-8"))
+    done = walk(page, tmp_path)
+    models = [load_model(tmp_path / name / "home" / "model.npz") for name in ("uppsala", "lund", "umea", "linkoping")]
+    assert {model.round for model in models} == {4}
+    assert all(np.array_equal(model.parameters, models[0].parameters) for model in models)
+    assert load_model(tmp_path / "orebro" / "home" / "model.npz").round == 2, "it left"
+    assert not list((tmp_path / "uppsala" / "home").glob("secret-key-*"))
+    for expected, really in zip(page.turns(), done.turns(), strict=True):
+        for before, after in zip(expected, really, strict=True):
+            assert comparable(before) == comparable(after), (
+                f"scripts/ceremony_walkthrough renews the page: {before.lines}"
+            )
