@@ -150,7 +150,7 @@ def make_card(home: Path, passphrase: str, endpoint: str | None, examples: int, 
     return Step(
         f"Made the card of {card.name}. Its words: {' '.join(card.fingerprint)}",
         wrote,
-        f"{card.name}: give the card to the coordinator; read the words out when others ask for them by telephone.",
+        f"{card.name}: give the card to whoever asked for it; read the words out when others telephone for them.",
     )
 
 

@@ -250,12 +250,20 @@ def summary(transcript: Transcript) -> Iterator[str]:
     if history.pending:
         yield f"Proposed, and not agreed: version {history.pending.version}."
     for public_key, statement in history.destroyed.items():
-        ways = [f"{each['needed']} shares of {', '.join(each['holders'])}" for each in history.open_sets(public_key)]
-        left = f"one way to it is left, by recombining {'; or '.join(ways)}" if ways else "no way to it is left"
+        left = ways_left(history, public_key)
         yield f"The secret key of {public_key} was destroyed by {statement.by} on {statement.time}: {left}."
     number = len(transcript.entries)
     yield f"It ends with entry {number}, whose digest stands for all of it: compare it with another party's copy."
     yield f"  {transcript.head}"
+
+
+def ways_left(history: History, public_key: str) -> str:
+    """How a secret key that was destroyed could still be had."""
+    ways = [f"{each['needed']} shares of {', '.join(each['holders'])}" for each in history.open_sets(public_key)]
+    if not ways:
+        return "no way to it is left"
+    count = "one way to it is left" if len(ways) == 1 else f"{len(ways)} ways to it are left"
+    return f"{count}: recombining {'; or '.join(ways)}"
 
 
 # ---- one entry ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from keys.ceremony import CeremonyError
 from keys.identity import Card
 from keys.manifest import MAX_MANIFEST
 from keys.statement import Statement
-from keys.transcript import MAX_TRANSCRIPT, Transcript, read_home, read_transcript, story, summary
+from keys.transcript import MAX_TRANSCRIPT, Transcript, read_home, read_transcript, story, summary, ways_left
 from keys.vault import naming, read_bounded
 from keys.words import FINGERPRINT, WordsError, difference, understand
 from node.cli.common import Json, now
@@ -123,8 +123,11 @@ def _statement(path: Path, record: Path | None, moment: datetime, as_json: bool)
     if not recorded:
         with naming(path):
             transcript.history.state(statement)  # whether it could be recorded
+    now_left = ways_left(transcript.history, statement.content["public_key"]) if statement.kind == "destruction" else ""
     where = f"entry {recorded[0]} of {record}" if recorded else f"true, and not yet recorded in {record}"
     _tell(f"{statement.text}\n{path}: signed by {statement.by}; {where}", as_json, kind=statement.kind, where=where)
+    if now_left and not as_json:
+        typer.echo(f"By the last entry of {record}, {now_left}.")
     if statement.text != statement.facts:
         typer.echo(f"Its text is not in the words of this program. Its facts are: {statement.facts}")
 

@@ -291,7 +291,7 @@ def test_a_certificate_names_the_ways_that_are_left_until_none_is() -> None:
     )
     assert "with 2 of the 2 shares that bill, cleo still hold" in destruction(at=GONE).text
     end = with_statements(destruction(at=GONE), at=GONE)
-    assert "one way to it is left, by recombining 2 shares of bill, cleo" in "\n".join(summary(end))
+    assert "one way to it is left: recombining 2 shares of bill, cleo" in "\n".join(summary(end))
     end = with_statements(share_gone(1), at=end)
     assert end.history.open_sets(key) == []
     assert "no way to it is left" in "\n".join(summary(end))
