@@ -16,7 +16,7 @@ from keys.custody import destroy_key
 from keys.errors import WardtreeError
 from keys.identity import Identity
 from keys.manifest import Manifest
-from keys.statement import KEYS_LOST, Statement
+from keys.statement import KEYS_LOST, WITHDRAWN, Statement
 from keys.transcript import TRANSCRIPT, Transcript, agreed, keep, proposed, read_home, read_transcript, record, stated
 from keys.vault import naming, write_public
 
@@ -96,6 +96,8 @@ def revoke(home: Path, identity: Identity, reason: str, transcript: Path, out: P
     ``reason`` is "keys-lost" or "withdrawn". Raises WardtreeErrors.
     """
     manifest = _installed(home)
+    if reason not in (KEYS_LOST, WITHDRAWN):
+        raise CeremonyError(f"revoke: reason: expected {KEYS_LOST!r} or {WITHDRAWN!r}, came {reason!r}")
     statement = Statement.make(identity, "revocation", {"manifest": manifest.digest, "reason": reason}, now)
     write_public(out, statement.to_json())
     with _undoing(out):

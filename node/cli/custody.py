@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -99,9 +102,9 @@ def destroy(
         tell(custody.destroy_share(home, passphrase, share, out, now()), as_json)
         return
     assert record is not None
-    lock_home(home)  # not while a node runs from it
-    who = ceremony.load_identity(home, passphrase)
-    tell(steps.destroy(home, who, public_key, record, bool(no_copies), out, now()), as_json)
+    with _not_running(home):
+        who = ceremony.load_identity(home, passphrase)
+        tell(steps.destroy(home, who, public_key, record, bool(no_copies), out, now()), as_json)
 
 
 def _public_key(home: Path) -> str:
@@ -117,13 +120,23 @@ def _apart(
     """Let a process of its own handle the secret key, and record what it did."""
     from node.keyroom import in_keyroom
 
-    lock_home(home)
     moment = now()
-    identity = ceremony.load_identity(home, passphrase)
-    steps.check_record(home, record, moment)
-    did, wrote, after, statement = in_keyroom(_call, function, arguments, moment)
-    steps.note(home, identity, record, [Statement.from_dict(parse(statement, MAX_STATEMENT))], moment)
+    with _not_running(home):
+        identity = ceremony.load_identity(home, passphrase)
+        steps.check_record(home, record, moment)
+        did, wrote, after, statement = in_keyroom(_call, function, arguments, moment)
+        steps.note(home, identity, record, [Statement.from_dict(parse(statement, MAX_STATEMENT))], moment)
     tell(Step(did, (*map(Path, wrote), record), after), as_json)
+
+
+@contextmanager
+def _not_running(home: Path) -> Iterator[None]:
+    """Keep a node from running from this home in the meantime. Raises HomeError if one does."""
+    lock = lock_home(home)
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def _call(function: custody.WithStatement, arguments: tuple[object, ...], moment: datetime) -> list[object]:
