@@ -87,10 +87,11 @@ class History:
         return self.agreed[-1] if self.agreed else None
 
     def keys_of(self, name: str) -> list[bytes]:
-        """The signing keys under which ``name`` may write now."""
-        cards = [card for manifest in (self.in_force, self.pending) if manifest for card in manifest.cards]
-        cards += [card for each in self.sets.values() for card in each.holders]
-        return [card.signing_key for card in cards if card.name == name and card.signing_key not in self.lost]
+        """The signing keys under which ``name`` may write now: a member's, or else a share holder's of that name."""
+        members = [card for manifest in (self.in_force, self.pending) if manifest for card in manifest.cards]
+        holders = [card for each in self.sets.values() for card in each.holders]
+        cards = [card for card in members if card.name == name] or [card for card in holders if card.name == name]
+        return [card.signing_key for card in cards if card.signing_key not in self.lost]
 
     def open_sets(self, public_key: str) -> list[dict[str, Any]]:
         """The share sets of a secret key from which it could still be had: who holds shares, how many it takes."""

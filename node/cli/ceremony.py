@@ -122,6 +122,8 @@ def rotate(
     elif holder != old.key_holder or plan != Plan.from_dict(old.plan):
         what = "another key holder" if holder != old.key_holder else "a study with another encryption plan"
         raise CeremonyError(f"{what} needs a new key: `wardtree ceremony key`, then --public-key")
+    elif fresh and next_base(home, old):
+        raise CeremonyError("--fresh needs a new key: this one has opened these rounds already, and opens none twice")
     else:
         public = old.public_key_digest
     cards = next_cards(old, map(ceremony.read_card, card or ()), leave or ())

@@ -298,6 +298,15 @@ def test_a_certificate_names_the_ways_that_are_left_until_none_is() -> None:
     assert "No set of shares is left" in destruction(at=with_statements(share_gone(1), at=GONE)).text
 
 
+def test_a_share_holder_writes_in_its_own_name_and_in_no_members() -> None:
+    assert with_statements(share_gone(1), writer=OFFICERS[1], at=SPLIT).entries[-1].by == "bill"
+    double = Identity.create("bo")
+    cards = [each.card(None, 0).to_dict() for each in (*OFFICERS[:2], double)]
+    at = with_statements(split(holders=cards))
+    with pytest.raises(TranscriptError, match="not signed by bo"):
+        with_statements(share_gone(0), writer=double, at=at)
+
+
 def test_a_revocation_holds_until_the_next_version() -> None:
     assert "no node may follow it: revoked by bo" in "\n".join(summary(REVOKED))
     others = [each for name, each in OLD.items() if name != "bo"]
