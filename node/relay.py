@@ -238,6 +238,7 @@ class Relay:
                 chain,
                 past.last_round,
                 past.last_forwarded,
+                self.keeper.begins,
                 resumed,
             )
         )
@@ -408,8 +409,6 @@ class Relay:
         self.telemetry.tell("wiped", round=round_, bytes=self.keeper.wipe())
 
     def _stop(self, error: str | None) -> None:
-        if error is None:
-            self.keeper.save()
         self.refused.sum_up()
         traffic = self.neighbours.traffic
         self.telemetry.tell("traffic", sent=traffic.sent, received=traffic.received, parent=self.machine.parent)

@@ -16,10 +16,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from keys import ceremony
+from keys import ceremony, steps
+from keys.canonical import digest
 from keys.errors import WardtreeError
 from keys.identity import check_name
 from keys.plan import Plan
+from keys.transcript import TRANSCRIPT
 from keys.vault import KdfCost, write_private
 from node.channel import Channel, ChannelClosedError
 from node.federation import plan_for, propose
@@ -124,23 +126,26 @@ def hold_ceremony(federation: Federation, endpoints: Mapping[str, str] | None = 
         write_private(home / SETTINGS, _settings(federation.data[name]))
     holder = federation.key_holder
     make_key_apart(federation.home(holder), passphrases[holder], plan_for(federation.study), table / "public.key")
+    coordinator, record = ceremony.load_identity(federation.home(holder), passphrases[holder]), table / TRANSCRIPT
     propose(
         federation.study_text,
         federation.study,
         "study",
-        [table / f"{name}.card.json" for name in federation.names],
-        table / "public.key",
+        [ceremony.read_card(table / f"{name}.card.json") for name in federation.names],
+        digest(ceremony.read_public_key(table / "public.key")).hex(),
         holder,
         now,
         now + timedelta(days=1),
         table / "proposal.json",
     )
+    steps.note_proposal(federation.home(holder), coordinator, table / "proposal.json", record, now)
     signatures = [table / f"{name}.signature.json" for name in federation.names]
     for name, signature in zip(federation.names, signatures, strict=True):
         ceremony.sign(federation.home(name), passphrases[name], table / "proposal.json", signature)
-    ceremony.combine(table / "proposal.json", signatures, table / "manifest.json", now)
+    manifest = table / "manifest.json"
+    steps.agree(federation.home(holder), coordinator, table / "proposal.json", signatures, record, manifest, now)
     for name in federation.names:
-        ceremony.join(federation.home(name), table / "manifest.json", table / "public.key", now)
+        steps.join(federation.home(name), manifest, table / "public.key", record, now)
     return passphrases
 
 

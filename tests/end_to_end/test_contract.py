@@ -76,7 +76,7 @@ def test_each_party_each_round_receives_sums_of_its_own_subtree_and_the_global_u
 
 def test_the_key_holder_alone_has_the_secret_key(run: tuple[Federation, Outcome]) -> None:
     federation, _ = run
-    with_secret = [name for name in federation.names if (federation.home(name) / ceremony.SECRET_KEY).exists()]
+    with_secret = [name for name in federation.names if list(federation.home(name).glob(ceremony.SECRET_KEYS))]
     assert with_secret == [federation.key_holder]
     for path in federation.out.rglob("*.key"):
         with pytest.raises(KeyFileError):

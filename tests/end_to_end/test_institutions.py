@@ -12,13 +12,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
-
 from keys import ceremony
+from keys.canonical import digest
 from keys.vault import FAST
 from node.federation import plan_for, propose
 from node.keyroom import make_key
-from node.published import load_model
 from node.study import parse_study
 from tests.end_to_end.commands import wait_until, wardtree
 
@@ -46,7 +44,7 @@ def free_port() -> int:
 
 
 def make_homes(folder: Path, study_text: str = STUDY, days: float = 1, key_holder: str = "uppsala") -> dict[str, int]:
-    """Three homes that have joined one manifest; gives their ports."""
+    """Three homes that have joined one manifest; gives their ports. Passphrases are the parties' names."""
     now = datetime.now(UTC)
     ports = {name: free_port() for name in NAMES}
     cards = []
@@ -57,15 +55,16 @@ def make_homes(folder: Path, study_text: str = STUDY, days: float = 1, key_holde
     study = parse_study(study_text, "study")
     make_key(folder / key_holder, key_holder, plan_for(study), folder / "public.key", FAST)
     created = now - timedelta(days=10)
+    public_key = digest((folder / "public.key").read_bytes()).hex()
     propose(
-        study_text, study, "study", cards, folder / "public.key", key_holder, created, now + timedelta(days=days),
-        folder / "proposal.json",
+        study_text, study, "study", [ceremony.read_card(card) for card in cards], public_key, key_holder, created,
+        now + timedelta(days=days), folder / "proposal.json",
     )  # fmt: skip
     signatures = [folder / f"{name}.signature.json" for name in NAMES]
     for name, signature in zip(NAMES, signatures, strict=True):
         ceremony.sign(folder / name, name, folder / "proposal.json", signature)
     moment = min(now, created + timedelta(hours=1))
-    ceremony.combine(folder / "proposal.json", signatures, folder / "manifest.json", moment)
+    ceremony.combine(ceremony.collect(folder / "proposal.json", signatures), folder / "manifest.json", moment)
     for name in NAMES:
         ceremony.join(folder / name, folder / "manifest.json", folder / "public.key", moment)
     return ports
@@ -90,51 +89,6 @@ def nodes(homes: dict[str, Path]) -> Iterator[dict[str, subprocess.Popen[str]]]:
         for process in running.values():
             process.kill()
             process.communicate()
-
-
-def test_the_ceremony_typed_by_hand_and_three_nodes_to_one_model(tmp_path: Path) -> None:
-    """Every command through the real program, with the standard cost of a passphrase."""
-    study = tmp_path / "study.toml"
-    study.write_text(STUDY)
-    for name in NAMES:
-        home = tmp_path / name
-        made = wardtree("ceremony", "identity", "--home", home, "--name", name, passphrase=name)
-        assert made.returncode == 0, made.stderr
-        assert "Next:" in made.stdout
-        card = ("--endpoint", f"127.0.0.1:{free_port()}", "--out", tmp_path / f"{name}.card.json")
-        assert wardtree("ceremony", "card", "--home", home, *card, passphrase=name).returncode == 0
-    key = ("--home", tmp_path / "lund", "--study", study, "--out", tmp_path / "public.key")
-    assert wardtree("ceremony", "key", *key, passphrase="lund").returncode == 0
-    cards = [tmp_path / f"{name}.card.json" for name in NAMES]
-    proposed = wardtree(
-        "ceremony", "propose", "--study", study, "--public-key", tmp_path / "public.key", "--key-holder", "lund",
-        "--out", tmp_path / "proposal.json", *cards,
-    )  # fmt: skip
-    assert proposed.returncode == 0, proposed.stderr
-    review = wardtree("ceremony", "review", tmp_path / "proposal.json")
-    assert "Key holder: lund" in review.stdout
-    signatures = [tmp_path / f"{name}.signature.json" for name in NAMES]
-    for name, signature in zip(NAMES, signatures, strict=True):
-        options = ("--home", tmp_path / name, "--out", signature, tmp_path / "proposal.json")
-        assert wardtree("ceremony", "sign", *options, passphrase=name).returncode == 0
-    manifest = tmp_path / "manifest.json"
-    short = wardtree("ceremony", "combine", "--proposal", tmp_path / "proposal.json", "--out", manifest, signatures[0])
-    assert short.returncode == 2
-    assert "umea" in short.stderr
-    assert "uppsala" in short.stderr
-    assert not manifest.exists()
-    combined = wardtree("ceremony", "combine", "--proposal", tmp_path / "proposal.json", "--out", manifest, *signatures)
-    assert combined.returncode == 0, combined.stderr
-    for name in NAMES:
-        joining = ("--home", tmp_path / name, "--public-key", tmp_path / "public.key", manifest)
-        assert wardtree("ceremony", "join", *joining).returncode == 0
-    with nodes({name: tmp_path / name for name in NAMES}) as running:
-        for name, process in running.items():
-            stdout, stderr = process.communicate(timeout=90)
-            assert process.returncode == 0, f"{name}: {stdout}{stderr}"
-            assert "the study is complete" in stdout
-    models = [load_model(tmp_path / name / "model.npz").parameters for name in NAMES]
-    assert all(np.array_equal(model, models[0]) for model in models)
 
 
 def test_a_node_does_not_run_twice_under_one_manifest(tmp_path: Path) -> None:

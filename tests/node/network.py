@@ -141,6 +141,7 @@ class Network:
                 disk.chain,
                 last["training"],
                 last["forwarded"],
+                -1,
                 self._resumed(disk),
             ),
         )
