@@ -19,6 +19,8 @@ Json: TypeAlias = "bool | int | str | list[Json] | dict[str, Json] | None"
 MAX_DEPTH = 8  # lists and objects inside each other
 MAX_INTEGER = 2**53 - 1
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 _WORDS: Mapping[type, str] = {
     str: "text",
     int: "an integer",
@@ -120,7 +122,7 @@ def _check(value: object, depth: int) -> None:
             _check(each, depth - 1)
     elif isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise FormatError("expected integers within 2**53, came a greater one")
-    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+    elif isinstance(value, str) and _SURROGATE.search(value):
         raise FormatError("expected text of whole characters, came half a surrogate pair")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from keys.identity import Card
 from keys.manifest import Manifest
 from keys.plan import Plan
 from keys.planner import choose
-from node.home import BASE, MODEL
+from node.home import BASE, MODEL, STATE
 from node.study import Study, check_options
 from node.tasks.loader import task_digest
 from topology import Member, check_placeable
@@ -30,7 +30,9 @@ def plan_for(study: Study) -> Plan:
     Raises:
         PlanError: no plan is exact for so many parties and bits.
     """
-    return choose(study.aggregation.max_parties, study.aggregation.value_bits)
+    rules = study.aggregation
+    plan = choose(rules.max_parties, rules.value_bits)
+    return plan if rules.segment_ciphertexts is None else replace(plan, segment_ciphertexts=rules.segment_ciphertexts)
 
 
 def check_size(study: Study, count: int) -> None:
@@ -141,7 +143,7 @@ def next_cards(previous: Manifest, new: Iterable[Card], leaving: Iterable[str]) 
 
 def next_base(home: Path, previous: Manifest) -> str | None:
     """The digest of the model that a version after ``previous`` goes on from, as ``home`` has it published."""
-    from node.model_keeper import published
+    from node.published import published
 
     model = published(home, previous)
     return model.digest(bytes.fromhex(previous.digest)).hex() if model else None
@@ -153,11 +155,11 @@ def install_base(home: Path, manifest: Manifest, model: Path | None) -> Path | N
     Raises:
         FederationError: none of them is the model that all signed.
     """
-    from node.model_keeper import find_base, load_model, save_model
+    from node.published import find_base, load_model, save_model
 
     if manifest.base is None:
         return None
-    found = find_base(manifest, [*([model] if model else []), home / MODEL, home / BASE])
+    found = find_base(manifest, [*([model] if model else []), home / STATE, home / MODEL, home / BASE])
     if found is None:
         raise FederationError(
             f"version {manifest.version} goes on from the published model {manifest.base[:16]}, which is not "

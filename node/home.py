@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,15 +22,19 @@ from keys.vault import read_bounded
 from node.protocol.party import Rules
 from node.study import Study, parse_study
 from node.tasks.loader import task_digest
-from topology import Member, Roster, Tree, place
+from topology import Member, Placement, Roster, Tree
 
 SETTINGS = "node.toml"
 MODEL = "model.npz"
-"""The model as it was published last."""
+STATE = "state.npz"
 BASE = "base.npz"
 """The published model that this version of the manifest goes on from, where it does."""
+OPENED = "opened.bin"
 LEDGER = "ledger.jsonl"
 LOCK = "lock"
+LOCK_SECONDS = 3.0
+"""How long the processes of a node that was killed may take to end, and let go of its home."""
+
 WINDOW = 4
 """Segments that may be on their way over one link, unconsumed."""
 
@@ -60,14 +65,22 @@ class Home:
     manifest: Manifest
     study: Study
     plan: Plan
-    tree: Tree
-    roster: Roster
+    placement: Placement
     data: Mapping[str, Any]
     bind: str | None
 
     @property
     def name(self) -> str:
         return self.card.name
+
+    @property
+    def roster(self) -> Roster:
+        return self.placement.roster
+
+    @property
+    def tree(self) -> Tree:
+        """The tree when everyone is there."""
+        return self.placement.tree(self.roster.names)
 
     @property
     def is_key_holder(self) -> bool:
@@ -136,7 +149,6 @@ def load_home(path: Path, now: datetime) -> Home:
     secret_key = path / ceremony.secret_key_file(manifest.public_key_digest)
     if card.name == manifest.key_holder and not secret_key.is_file():
         raise HomeError(f"{secret_key}: the key holder's secret key is missing")
-    roster = roster_of(manifest)
     settings = read_settings(path / SETTINGS)
     return Home(
         path=path,
@@ -144,8 +156,7 @@ def load_home(path: Path, now: datetime) -> Home:
         manifest=manifest,
         study=study,
         plan=plan,
-        tree=place(roster, roster.names, bytes.fromhex(manifest.tree_seed)),
-        roster=roster,
+        placement=Placement(roster_of(manifest), bytes.fromhex(manifest.tree_seed), study.aggregation.tree),
         data=settings.get("data", {}),
         bind=settings.get("network", {}).get("bind") or _default_bind(card),
     )
@@ -207,12 +218,21 @@ def lock_home(path: Path) -> int:
         descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HomeError(f"{path / LOCK}: cannot be written: {error.strerror}") from error
+    deadline = time.monotonic() + LOCK_SECONDS
+    while not _locked(descriptor):
+        if time.monotonic() > deadline:
+            os.close(descriptor)
+            raise HomeError(f"{path}: another node is running from this home; two nodes need two identities")
+        time.sleep(0.05)
+    return descriptor
+
+
+def _locked(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise HomeError(f"{path}: another node is running from this home; two nodes need two identities") from error
-    return descriptor
+    except OSError:
+        return False
+    return True
 
 
 def _default_bind(card: Card) -> str | None:

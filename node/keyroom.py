@@ -9,16 +9,17 @@ in a child of its own, which ends with the round.
 from __future__ import annotations
 
 import hashlib
+import math
 import signal
 import socket
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keys.canaries import round_key
-from keys.canonical import digest
 from keys.ceremony import SECRET_KIND, load_identity, secret_key_file
 from keys.ckks import Opener, OpeningFailed, generate_keys
 from keys.errors import WardtreeError
@@ -52,7 +53,10 @@ def run_keyroom(relay: Channel, template: socket.socket, home: Home, passphrase:
             return
         enclave = Channel(descriptors[0], None)
         child = spawn(signal.SIGKILL, _serve_round, relay, enclave, template, home, secret, box_secret)
-        if reap(child):
+        code = reap(child)
+        if code < 0:
+            raise SystemExit(1)  # it may have been killed in the middle of a word
+        if code:
             relay.send("error", text="the key room could not go on; see its message above")
         enclave.close()
 
@@ -101,7 +105,7 @@ def _apart(ours: Channel, theirs: Channel, function: Callable[..., Any], argumen
 def _make_key(home: Path, passphrase: str, plan: Plan, public_key: Path, cost: KdfCost) -> str:
     refuse_existing(public_key)
     public, secret = generate_keys(plan)
-    sealed = home / secret_key_file(digest(public).hex())
+    sealed = home / secret_key_file(hashlib.sha256(public).hexdigest())
     seal_file(sealed, SECRET_KIND, secret, passphrase, cost)
     write_public(public_key, public)
     return str(sealed)
@@ -118,17 +122,27 @@ def _serve_round(
     """One round's openings, in order, until the relay says that the round is over."""
     template.close()
     name_process("keyroom child")
-    ledger = Ledger(home.path / openings_file(home))
+    openings = Openings(home)
+
+    @cache
+    def canary_key(name: str, round_: int, base: bytes) -> bytes:
+        return round_key(box_secret, home.manifest.card(name).box_key, home.digest, round_, base)
+
     opener = Opener(home.plan, secret)
     while (request := _next_request(relay)) is not None:
         watch = Stopwatch()
-        try:
-            integers = _open(home, opener, box_secret, ledger, enclave, request)
-        except (OpeningFailed, ChannelClosedError):
-            relay.send("refused", round=request["round"], segment=request["segment"])
-            continue
         place = {"round": request["round"], "segment": request["segment"]}
-        relay.send("opened", **place, integers=integers, seconds=watch.seconds)
+        try:
+            integers = _open(opener, canary_key, openings, enclave, request)
+        except ChannelClosedError:
+            relay.send("own lost", **place)
+        except OpeningFailed:
+            relay.send("refused", **place)
+        except WardtreeError as error:
+            relay.send("error", text=str(error))
+            raise
+        else:
+            relay.send("opened", **place, integers=integers, seconds=watch.seconds)
 
 
 def _next_request(relay: Channel) -> dict[str, Any] | None:
@@ -140,8 +154,42 @@ def _next_request(relay: Channel) -> dict[str, Any] | None:
     return request if request["kind"] == "open" else None
 
 
+class Openings:
+    """What this key has opened: one round's process keeps it, in a ledger that outlives it."""
+
+    def __init__(self, home: Home) -> None:
+        self._home, self._ledger = home, Ledger(home.path / openings_file(home))
+        places = [(entry["round"], entry["segment"]) for entry in self._ledger.entries if entry["what"] == "opening"]
+        self._count = len(places)
+        # A process before us may have gone further in its last round than the disk knows: that round is used up.
+        self._last = (max(places)[0], math.inf) if places else (-1, 0)
+        self._retired = any(entry["what"] == "retired" for entry in self._ledger.entries)
+
+    def allows(self, round_: int, segment: int, listed: frozenset[str]) -> bool:
+        """Whether this key may open this segment of this round over this set."""
+        later = (round_, segment) > self._last
+        used_up = self._count >= self._home.study.aggregation.max_openings
+        return later and not self._retired and not used_up and quorum_met(listed, self._home.manifest.min_hidden)
+
+    def record(self, round_: int, segment: int, listed: frozenset[str], ciphertexts: bytes) -> None:
+        """To be done before the opening: its round is on the disk then, and can never be opened again."""
+        write = self._ledger.append if round_ > self._last[0] else self._ledger.note
+        digest = hashlib.sha256(ciphertexts).hexdigest()
+        write(what="opening", round=round_, segment=segment, listed=sorted(listed), ciphertexts=digest)
+        self._last, self._count = (round_, segment), self._count + 1
+
+    def retire(self, round_: int) -> None:
+        """The first failed check: this key opens nothing more."""
+        self._ledger.append(what="retired", round=round_)
+        self._retired = True
+
+
 def _open(
-    home: Home, opener: Opener, box_secret: bytes, ledger: Ledger, enclave: Channel, request: dict[str, Any]
+    opener: Opener,
+    canary_key: Callable[[str, int, bytes], bytes],
+    openings: Openings,
+    enclave: Channel,
+    request: dict[str, Any],
 ) -> bytes:
     """Check the right to open, write it down, open.
 
@@ -152,28 +200,15 @@ def _open(
     round_, segment, others, length = (request[key] for key in ("round", "segment", "others", "length"))
     own = _own_integers(enclave, round_, segment) if request["own"] is not None else None
     listed = frozenset(others) | ({request["own"]} if own is not None else frozenset())
-    if not _may_open(home, ledger, round_, segment, listed):
+    if not openings.allows(round_, segment, listed):
         raise OpeningFailed
-    digest = hashlib.sha256(request["ciphertexts"]).hexdigest()
-    ledger.append(what="opening", round=round_, segment=segment, listed=sorted(listed), ciphertexts=digest)
+    openings.record(round_, segment, listed, request["ciphertexts"])
     try:
-        keys = [
-            round_key(box_secret, home.manifest.card(name).box_key, home.digest, round_, request["base"])
-            for name in others
-        ]
+        keys = [canary_key(name, round_, request["base"]) for name in others]
         return open_total(opener, request["ciphertexts"], segment, keys, own, length)
     except OpeningFailed:
-        ledger.append(what="retired", round=round_)
+        openings.retire(round_)
         raise
-
-
-def _may_open(home: Home, ledger: Ledger, round_: int, segment: int, listed: frozenset[str]) -> bool:
-    """Whether this key may open this segment of this round over this set: its ledger and the manifest decide."""
-    opened = [(entry["round"], entry["segment"]) for entry in ledger.entries if entry["what"] == "opening"]
-    retired = any(entry["what"] == "retired" for entry in ledger.entries)
-    used_up = len(opened) >= home.study.aggregation.max_openings
-    later = (round_, segment) > max(opened, default=(-1, 0))
-    return later and not retired and not used_up and quorum_met(listed, home.manifest.min_hidden)
 
 
 def _own_integers(enclave: Channel, round_: int, segment: int) -> Integers:

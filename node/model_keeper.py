@@ -1,20 +1,28 @@
-"""The global model at the relay: what was published is staged, applied at the close, saved."""
+"""The global model at the relay: what was published is staged, applied at the close, saved, handed on."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from keys.manifest import Manifest
 from node import update
-from node.home import BASE, LEDGER, MODEL, Home, HomeError, Options
-from node.ledger import read_entries
+from node.home import MODEL, OPENED, STATE, Home, HomeError, Options
 from node.protocol import events as ev
-from node.sumcheck import fingerprint
+from node.published import (
+    OpenedTotals,
+    PublishedError,
+    load_base,
+    load_model,
+    save_model,
+    state_from,
+    state_part,
+    state_size,
+)
+from node.shared import SharedModel
+from node.sumcheck import fingerprints
 from node.tasks.base import StatisticsSpec
 from node.telemetry import Telemetry
 
@@ -27,35 +35,102 @@ class ModelKeeper:
         self._grid = update.Grid(home.study.aggregation.clip, home.plan)
         self._spec: StatisticsSpec | None = None
         self._staged: list[bytes] = []
-        self.model = _base(home) or update.Model(-1, np.zeros(0, np.float32))
+        self._opened = OpenedTotals(home.path / OPENED) if home.is_key_holder else None
+        self.shared = SharedModel(1)
+        self.model = update.Model(-1, self.shared.parameters[:0])
+        self._base = load_base(home.path, home.manifest)
+        if self._base and self._base.round >= home.study.rounds:
+            raise HomeError(
+                f"{home.path}: the model that version {home.manifest.version} goes on from has {self._base.round} "
+                f"rounds already, and its study ends after {home.study.rounds}"
+            )
 
     @property
     def digest(self) -> bytes:
         return self.model.digest(self._home.digest)
 
-    def prepared(self, message: dict[str, Any]) -> ev.Ready:
-        """Take the first model from the enclave that prepared the data, unless this version goes on from one.
+    @property
+    def size(self) -> int:
+        return state_size(self.model)
+
+    # ---- at the start -----------------------------------------------------------------------------------
+
+    def begin(self, length: int, start: int, values: bytes) -> None:
+        """Take a piece of the first model from the enclave that prepares the data; all come before the last word."""
+        if not start:
+            self.shared = SharedModel(length)
+            self.model = update.Model(-1, self.shared.parameters)
+        piece = np.frombuffer(values, dtype="<f4")
+        self.model.parameters[start : start + piece.size] = piece
+
+    def prepared(self, message: dict[str, Any]) -> None:
+        """The enclave that prepared the data is done: what a round of each kind sums.
 
         Raises:
             HomeError: the model that the manifest goes on from is not one of this task.
         """
         if message["statistics"]:
             self._spec = StatisticsSpec(*message["statistics"])
-        initial = np.frombuffer(message["initial"], dtype="<f4").astype(np.float32)
-        statistics = self._spec.length if self._spec else 0
-        if self._home.manifest.base is None:
-            self.model = update.Model(-1, initial)
-        elif (self.model.parameters.size, _length(self.model)) != (initial.size, statistics):
-            raise HomeError(
-                f"{self._home.path / BASE}: the model that this version goes on from has "
-                f"{self.model.parameters.size} parameters and {_length(self.model)} statistics; the task here "
-                f"has {initial.size} and {statistics}"
-            )
+        if self._base:
+            came, expected = (self._base.parameters.size, _sums(self._base)), self.lengths
+            if came != expected:
+                raise HomeError(
+                    f"{self._home.path}: the model that version {self._home.manifest.version} goes on from has "
+                    f"{came[0]} parameters and {came[1]} sums, the task here {expected[0]} and {expected[1]}"
+                )
+            self._take(self._base)
         self._save_history()
-        return ev.Ready(self.digest, self.model.parameters.size, statistics)
 
-    def stage(self, integers: bytes) -> None:
-        self._staged.append(integers)
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Integers of a training round and of the statistics round."""
+        return self.model.parameters.size, self._spec.length if self._spec else 0
+
+    @property
+    def after(self) -> int:
+        """The last round under the manifest before this one, if the study goes on from its model; -1 if not."""
+        return self._base.round if self._base else -1
+
+    def resume(self, chain: Sequence[ev.Published]) -> tuple[tuple[ev.Published, ...], ev.Resumed | None]:
+        """Go back to the state before this node was interrupted, as far as its ledger can prove it.
+
+        Returns:
+            The closes behind the state that we hold now, and at the key holder the round that was not closed.
+        """
+        totals = self._opened.read() if self._opened else []
+        try:
+            saved = load_model(self._home.path / STATE)
+        except PublishedError:
+            saved = self.model  # none: this is the first start
+        states = [self.digest, *(published.close.state for published in chain)]
+        digest = saved.digest(self._home.digest)
+        held = totals[0].total.base if totals else b""
+        if digest in states:
+            self._take(saved)
+            chain = chain[: states.index(digest)]
+        elif totals and held == states[-1]:  # applied and saved, but not yet in the ledger
+            self._take(saved)
+            return tuple(chain), self._resumed(totals, applied=True)
+        else:
+            chain = ()  # the state that the ledger names is lost: our parent has it
+        if totals and held == self.digest:
+            self._staged = [command.total.integers for command in totals]
+            return tuple(chain), self._resumed(totals, applied=False)
+        if self._opened:
+            self._opened.clear()  # of another manifest
+        return tuple(chain), None
+
+    def _resumed(self, totals: list[ev.Stage], applied: bool) -> ev.Resumed:
+        total, purpose = totals[0].total, totals[0].purpose
+        return ev.Resumed(total.round, total.base, purpose, total.contributors, len(totals), applied)
+
+    # ---- in a round -------------------------------------------------------------------------------------
+
+    def stage(self, command: ev.Stage) -> None:
+        """Keep a published total until its round is closed."""
+        if self._opened:
+            self._opened.add(command)
+        self._staged.append(command.total.integers)
 
     def apply(self, command: ev.Apply) -> bytes:
         """Apply the staged totals that the close lists; gives the new state's digest."""
@@ -71,12 +146,41 @@ class ModelKeeper:
             self._spec,
             self._grid,
         )
-        self._save_history()
+        self._save_state()
         return self.digest
+
+    def _take(self, model: update.Model) -> None:
+        """Another state as ours: its parameters go where our enclaves read them."""
+        self.shared.parameters[:] = model.parameters
+        self.model = replace(model, parameters=self.shared.parameters)
+
+    def _save_state(self) -> None:
+        save_model(self._home.path / STATE, self.model, durable=self._home.is_key_holder)
+        self._save_history()
+
+    def kept(self) -> None:
+        """The round's close is in the ledger."""
+        if self._opened:
+            self._opened.clear()
 
     def wipe(self) -> int:
         """Forget the staged totals; gives the number of bytes."""
         return update.wipe(self._staged)
+
+    # ---- for who was away -------------------------------------------------------------------------------
+
+    def part(self, number: int) -> bytes:
+        """One part of the state, for a neighbour that missed it."""
+        return state_part(self.model, number, 4 * self._home.plan.values_per_segment)
+
+    def adopt(self, command: ev.Adopt) -> bool:
+        """Take a state that we were handed, if it is the one that the key holder signed."""
+        model = state_from(command.parts)
+        if model is None or model.digest(self._home.digest) != command.closes[-1].close.state:
+            return False
+        self._take(model)
+        self._save_state()
+        return True
 
     def check_seed(self, round_: int) -> bytes | None:
         """The round's seed of the debug check, if the manifest allows it and the launcher asked for it."""
@@ -84,102 +188,20 @@ class ModelKeeper:
         return self._options.check_seeds[round_] if allowed else None
 
     def save(self) -> None:
-        """Write the model into the home, as it was published last."""
+        """Write the final model into the home."""
         save_model(self._home.path / MODEL, self.model)
 
     def _check_sums(self, command: ev.Apply, staged: list[bytes]) -> None:
         seed = self.check_seed(command.round)
         if seed is not None:
             total = np.frombuffer(b"".join(staged), dtype="<i4")
-            value = fingerprint(seed, total, self._home.plan.segments(total.size))
-            self._telemetry.tell("total", round=command.round, value=value)
+            values = fingerprints(seed, total, self._home.plan.segments(total.size))
+            self._telemetry.tell("total", round=command.round, values=values)
 
     def _save_history(self) -> None:
         if self._options.history:
             save_model(self._options.history / f"round-{self.model.round + 1:05}.npz", self.model)
 
 
-def save_model(path: Path, model: update.Model) -> None:
-    """The published model and nothing else, as plain arrays; the file is whole or not there."""
-    statistics = model.statistics if model.statistics is not None else np.zeros(0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")  # np.savez adds .npz to a name without it
-    np.savez(temporary, parameters=model.parameters, statistics=statistics, parties=model.parties, round=model.round)
-    temporary.rename(path)
-
-
-def load_model(path: Path) -> update.Model:
-    """The inverse of :func:`save_model`.
-
-    Raises:
-        HomeError: the file cannot be read, or is no published model.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            statistics = arrays["statistics"].astype(np.float64) if arrays["statistics"].size else None
-            parameters = arrays["parameters"].astype(np.float32)
-            return update.Model(int(arrays["round"]), parameters, statistics, int(arrays["parties"]))
-    except OSError as error:
-        raise HomeError(f"{path}: cannot be read: {error.strerror or 'no published model'}") from error
-    except (ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise HomeError(f"{path}: expected a published model, came something else") from error
-
-
-def find_base(manifest: Manifest, candidates: Iterable[Path]) -> Path | None:
-    """The first of these files with the model that ``manifest`` goes on from, None if none has it."""
-    assert manifest.base is not None
-    assert manifest.previous is not None
-    for path in candidates:
-        if path.exists() and load_model(path).digest(bytes.fromhex(manifest.previous)).hex() == manifest.base:
-            return path
-    return None
-
-
-def published(home: Path, manifest: Manifest) -> update.Model | None:
-    """The model as this home has it published under ``manifest``: its last closed round, or what it began from.
-
-    Raises:
-        HomeError: the file in the home is not the model that the ledger says was published last.
-    """
-    state: str | None = None
-    following = ""
-    for line in read_entries(home / LEDGER):
-        entry = line["entry"]
-        if entry["what"] == "started":
-            state = state if entry["manifest"] == following else None
-            following = entry["manifest"]
-        elif entry["what"] == "closed" and following == manifest.digest:
-            state = entry["state"]
-    if state is not None:
-        model = load_model(home / MODEL)
-        if model.digest(bytes.fromhex(manifest.digest)).hex() != state:
-            raise HomeError(f"{home / MODEL}: not the model that the ledger beside it says was published last")
-        return model
-    if manifest.base is None:
-        return None
-    path = find_base(manifest, [home / BASE])
-    if path is None:
-        raise HomeError(f"{home / BASE}: the model that version {manifest.version} goes on from is not here")
-    return load_model(path)
-
-
-def _base(home: Home) -> update.Model | None:
-    if home.manifest.base is None:
-        return None
-    path = find_base(home.manifest, [home.path / BASE])
-    if path is None:
-        raise HomeError(
-            f"{home.path / BASE}: not the published model that version {home.manifest.version} goes on from; "
-            "join again, with --model"
-        )
-    model = load_model(path)
-    if model.round >= home.study.rounds:
-        raise HomeError(
-            f"{path}: has {model.round} rounds already, and the study of version {home.manifest.version} ends after "
-            f"{home.study.rounds}"
-        )
-    return model
-
-
-def _length(model: update.Model) -> int:
+def _sums(model: update.Model) -> int:
     return 0 if model.statistics is None else model.statistics.size

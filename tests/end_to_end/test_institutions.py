@@ -15,9 +15,8 @@ from pathlib import Path
 from keys import ceremony
 from keys.canonical import digest
 from keys.vault import FAST
-from node.federation import propose
+from node.federation import plan_for, propose
 from node.keyroom import make_key
-from node.local import plan_for
 from node.study import parse_study
 from tests.end_to_end.commands import wait_until, wardtree
 

@@ -18,7 +18,7 @@ from keys.vault import FAST
 from node.federation import Succession, install_base, next_base, next_cards, plan_for, propose
 from node.home import load_home
 from node.keyroom import make_key
-from node.model_keeper import load_model
+from node.published import load_model
 from node.study import parse_study
 from tests.end_to_end.commands import wait_until
 from tests.end_to_end.test_institutions import NAMES, make_homes, nodes
@@ -75,7 +75,7 @@ def join(folder: Path, name: str) -> None:
 
 
 def models(folder: Path) -> list[np.ndarray]:
-    loaded = [load_model(folder / name / "model.npz") for name in NAMES]
+    loaded = [load_model(folder / name / "state.npz") for name in NAMES]
     assert len({model.digest(bytes(32)) for model in loaded}) == 1
     return [loaded[0].parameters, np.array(loaded[0].round)]
 
@@ -102,7 +102,7 @@ def test_three_rounds_a_new_key_and_three_rounds_more(tmp_path: Path) -> None:
         told, error = running["stale"].communicate(timeout=60)
         assert running["stale"].returncode == 2
         assert f"dropped: {parent}: expected version 1 of the manifest ({old.digest[:16]})" in told
-        assert f"{parent} follows version 2 of the manifest, this node version 1: join version 2" in error
+        assert "follow a later manifest than version 1, which this node follows: join it" in error
         with nodes({leaf: tmp_path / leaf}) as late:
             finished = {**running, **late}
             del finished["stale"]
