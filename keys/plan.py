@@ -35,6 +35,10 @@ NOISE_FACTOR = {4096: 20, 8192: 25}
 """Scale per N * sqrt(parties) at which ten sigma of the worst slot that a key may have are 1/4."""
 
 
+MAX_SEGMENT_CIPHERTEXTS = 1024
+"""The largest segment: 67 MB at N=4096. Nodes hold a few of them at a time."""
+
+
 class PlanError(WardtreeError):
     """The CKKS plan cannot give exact sums."""
 
@@ -93,7 +97,7 @@ class Plan:
     digit_bits: int = 20
     value_bits: int = 14
     max_parties: int = 64
-    segment_ciphertexts: int = 16
+    segment_ciphertexts: int = 4
     canary_digits: int = 5
     security: int = 128
     max_noise: int = 0
@@ -125,6 +129,11 @@ class Plan:
             raise PlanError("plan: the largest total does not fit the data prime at this scale")
 
     def _check_integers(self) -> None:
+        if self.segment_ciphertexts > MAX_SEGMENT_CIPHERTEXTS:
+            raise PlanError(
+                f"plan: segments of at most {MAX_SEGMENT_CIPHERTEXTS} ciphertexts were expected, "
+                f"came {self.segment_ciphertexts}"
+            )
         if min(self.digits, self.segment_ciphertexts, self.max_parties - 1, self.max_noise + 1) < 1:
             raise PlanError("plan: digits, parties and segment size must be positive, noise not negative")
         low, high = VALUE_BITS
@@ -180,6 +189,12 @@ class Plan:
     @property
     def values_per_segment(self) -> int:
         return self.values_per_ciphertext * self.segment_ciphertexts
+
+    @property
+    def max_segment_bytes(self) -> int:
+        """No segment is larger, encrypted on its way up or opened on its way down."""
+        ciphertext = 16 * self.poly_modulus_degree + 1024  # two polynomials of 64-bit words, headers, zstd's worst
+        return self.segment_ciphertexts * max(ciphertext, PUBLISHED_BITS // 8 * self.values_per_ciphertext)
 
     def ciphertexts(self, length: int) -> int:
         """Ciphertexts that ``length`` integers need."""

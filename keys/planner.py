@@ -32,7 +32,7 @@ from keys.plan import (
 from keys.segments import ciphertext_bytes
 
 MAX_PARAMETERS = 10**9
-SEGMENT_BYTES = 1_000_000
+SEGMENT_BYTES = 1 << 18
 SEGMENT_CIPHERTEXTS = 64
 PUBLISHED_BYTES = PUBLISHED_BITS // 8
 _MAX_PARTIES_SEARCHED = 1 << PUBLISHED_BITS
@@ -167,7 +167,7 @@ def _exact_plans(
 
 
 def _segment(plan: Plan, parameters: int | None) -> int:
-    """Ciphertexts of about 1 MB, on their way up or opened on their way down; no more than are needed."""
+    """Ciphertexts of about 256 KB, on their way up or opened on their way down; no more than are needed."""
     whole = round(SEGMENT_BYTES / max(ciphertext_bytes(plan), PUBLISHED_BYTES * plan.values_per_ciphertext))
     needed = SEGMENT_CIPHERTEXTS if parameters is None else plan.ciphertexts(parameters)
     return max(1, min(whole, needed, SEGMENT_CIPHERTEXTS))

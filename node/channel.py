@@ -43,10 +43,12 @@ class Channel:
         """
         assert self.write is not None
         body = msgpack.packb({"kind": kind, **fields}, use_bin_type=True)
-        view = memoryview(_LENGTH.pack(len(body)) + body)
+        head = _LENGTH.pack(len(body))
         try:
-            while view:
-                view = view[os.write(self.write, view) :]
+            for part in (head + body,) if len(body) < _CHUNK else (head, body):
+                view = memoryview(part)
+                while view:
+                    view = view[os.write(self.write, view) :]
         except BrokenPipeError as error:
             raise ChannelClosedError from error
 
@@ -108,7 +110,17 @@ class Channel:
         end = _LENGTH.size + length
         if len(self._buffer) < end:
             return None
-        message = msgpack.unpackb(bytes(self._buffer[_LENGTH.size : end]), raw=False, max_bin_len=MAX_MESSAGE)
+        with memoryview(self._buffer) as whole, whole[_LENGTH.size : end] as body:
+            message = _unpack(body)
         del self._buffer[:end]
-        assert isinstance(message, dict)
         return message
+
+
+def _unpack(body: memoryview) -> dict[str, Any]:
+    try:
+        message = msgpack.unpackb(body, raw=False, max_bin_len=MAX_MESSAGE)
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise ChannelClosedError from error
+    if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
+        raise ChannelClosedError  # who says what is no message is as good as gone
+    return message

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.random  # else each enclave would import it
 
 from keys.ceremony import PUBLIC_KEY
 from keys.ckks import Sealer
@@ -30,7 +31,8 @@ from node.channel import Channel, ChannelClosedError
 from node.process import describe, name_process, reap, spawn
 from node.protocol.messages import STATISTICS
 from node.sealers import Sealers
-from node.sumcheck import fingerprint
+from node.shared import read_only
+from node.sumcheck import fingerprints
 from node.tasks.base import Setup, Task
 from node.tasks.loader import BUILTIN, load_task
 from node.telemetry import Stopwatch
@@ -39,8 +41,14 @@ WARM = {"synthetic": (), "tabular": ("torch", "pandas", "sklearn.model_selection
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
 
 
+INITIAL_PIECE = 1 << 16
+"""Values of the first model in one message to the relay."""
+
 MAX_SEALERS = 4
 """Processes that seal for one enclave, at most."""
+
+LEAST_CIPHERTEXTS = 16
+"""Of an update of fewer the enclave has sealed half before another process has begun."""
 
 
 @dataclass(frozen=True)
@@ -83,25 +91,28 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
     nowhere else.
     """
     name_process(f"template {settings.party}")
-    _warm_up(settings.task)
+    warm_up(settings.task)
     while True:
-        request, (*ends,), _, _ = socket.recv_fds(control, 16, 2)
+        request, (*ends,), _, _ = socket.recv_fds(control, 16, 3)
         if not request:
             return
-        relay = Channel(*ends)
+        relay = Channel(*ends[:2])
+        model = ends[2] if len(ends) == 3 else None
         to_keyroom: Channel | None = None
         if keyroom is not None and request == b"round":
             from_enclave, write = os.pipe()
             socket.send_fds(keyroom, [b"job"], [from_enclave])
             os.close(from_enclave)
             to_keyroom = Channel(None, write)
-        child = spawn(signal.SIGKILL, _enter, control, keyroom, relay, to_keyroom, settings)
+        child = spawn(signal.SIGKILL, _enter, control, keyroom, relay, to_keyroom, model, settings)
         handle = os.pidfd_open(child)
         socket.send_fds(control, [b"pid"], [handle])
         os.close(handle)
         relay.close()
         if to_keyroom:
             to_keyroom.close()
+        if model is not None:
+            os.close(model)
         reap(child)
 
 
@@ -110,15 +121,22 @@ def _enter(
     keyroom_socket: socket.socket | None,
     relay: Channel,
     keyroom: Channel | None,
+    model: int | None,
     settings: EnclaveSettings,
 ) -> None:
     control.close()
     if keyroom_socket:
         keyroom_socket.close()
-    run_enclave(relay, keyroom, settings)
+    run_enclave(relay, keyroom, model, settings)
 
 
-def _warm_up(task: str) -> None:
+def is_heavy(task: str) -> bool:
+    """Whether :func:`warm_up` imports much for this task."""
+    return bool(WARM.get(task, WARM_FOR_OTHERS))
+
+
+def warm_up(task: str) -> None:
+    """Import what a task needs, before the fork of whoever works with it: no data is read, nothing is run."""
     with contextlib.suppress(ImportError):
         for module in WARM.get(task, WARM_FOR_OTHERS):
             importlib.import_module(module)
@@ -129,13 +147,15 @@ def _warm_up(task: str) -> None:
 # ---- the enclave ----------------------------------------------------------------------------------------
 
 
-def run_enclave(relay: Channel, keyroom: Channel | None, settings: EnclaveSettings) -> None:
-    """One job, from its first message to the end of this process."""
+def run_enclave(relay: Channel, keyroom: Channel | None, model: int | None, settings: EnclaveSettings) -> None:
+    """One job, from its first message to the end of this process. ``model`` is :mod:`node.shared`'s descriptor."""
     name_process(f"enclave {settings.party}")
     reseed()
     sealers: Sealers | None = None
     try:
         job = relay.receive()
+        if model is not None:
+            job["model"] = read_only(model)
         sealers = start_sealers(job, settings)  # before the task's libraries start threads here
         task = load_task(
             settings.task,
@@ -170,12 +190,10 @@ def prepare(relay: Channel, task: Task) -> None:
     initial = np.asarray(task.initial(), dtype="<f4")
     if initial.shape != (task.parameters,) or not np.isfinite(initial).all():
         raise update.UpdateError(f"initial() should give {task.parameters} finite values, came {initial.shape}")
-    relay.send(
-        "prepared",
-        initial=initial.tobytes(),
-        statistics=[spec.length, spec.bound] if spec else None,
-        examples=task.examples,
-    )
+    for start in range(0, initial.size, INITIAL_PIECE):
+        piece = initial[start : start + INITIAL_PIECE].tobytes()
+        relay.send("initial", parameters=initial.size, start=start, values=piece)
+    relay.send("prepared", statistics=[spec.length, spec.bound] if spec else None, examples=task.examples)
 
 
 def contribute(
@@ -196,8 +214,8 @@ def contribute(
     grid = update.Grid(spec.bound if is_statistics and spec else settings.clip, settings.plan)
     integers = update.quantise(values, grid, 1.0 if is_statistics else settings.share)
     segments = settings.plan.segments(integers.size)
-    check = None if job["check_seed"] is None else fingerprint(job["check_seed"], integers, segments)
-    relay.send("trained", seconds=seconds, fingerprint=check)
+    check = None if job["check_seed"] is None else fingerprints(job["check_seed"], integers, segments)
+    relay.send("trained", seconds=seconds, fingerprints=check)
     if keyroom is not None:
         for number, part in enumerate(segments):
             own = integers[part].astype("<i4").tobytes()
@@ -219,19 +237,21 @@ def start_sealers(job: dict[str, Any], settings: EnclaveSettings) -> Sealers | N
     """Processes that make zeros while this one trains: where the update is large, and there are cores for it."""
     if job["kind"] != "round" or job["purpose"] == STATISTICS or settings.is_key_holder:
         return None
-    length = len(job["model"]) // 4
-    spare = min(len(os.sched_getaffinity(0)) - 1, MAX_SEALERS)
-    if settings.plan.ciphertexts(length) < settings.plan.segment_ciphertexts or spare < 1:
+    length = job["model"].size
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    cores = int(threads) if threads.isdecimal() else len(os.sched_getaffinity(0))  # what one node may take of them
+    spare = min(cores - 1, MAX_SEALERS)
+    if settings.plan.ciphertexts(length) < LEAST_CIPHERTEXTS or spare < 1:
         return None
     return Sealers(settings.plan, (settings.home / PUBLIC_KEY).read_bytes(), length, settings.party, spare)
 
 
 def model_from(job: dict[str, Any]) -> update.Model:
-    """The global model in a job's message."""
+    """The global model of a job; its parameters are the relay's own, and cannot be written to."""
     statistics = job["statistics"]
     return update.Model(
         round=job["round"] - 1,
-        parameters=np.frombuffer(job["model"], dtype="<f4").astype(np.float32),
+        parameters=job["model"],
         statistics=None if statistics is None else np.frombuffer(statistics, dtype="<f8").astype(np.float64),
         parties=job["parties"],
     )

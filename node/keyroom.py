@@ -9,20 +9,24 @@ in a child of its own, which ends with the round.
 from __future__ import annotations
 
 import hashlib
+import math
 import signal
 import socket
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keys.canaries import round_key
-from keys.ceremony import SECRET_KEY, load_identity
+from keys.canonical import digest
+from keys.ceremony import SECRET_KIND, load_identity, secret_key_file
 from keys.ckks import Opener, OpeningFailed, generate_keys
 from keys.errors import WardtreeError
 from keys.packing import Integers
 from keys.plan import Plan
-from keys.vault import KdfCost, open_file, seal_file, write_public
+from keys.vault import KdfCost, open_file, refuse_existing, seal_file, write_public
 from node.channel import Channel, ChannelClosedError
 from node.home import Home
 from node.ledger import Ledger
@@ -31,7 +35,6 @@ from node.telemetry import Stopwatch
 from node.update import open_total
 from topology import quorum_met
 
-SECRET_KIND = "ckks-secret-key"
 OWN_SECONDS = 60.0
 
 
@@ -40,7 +43,7 @@ def run_keyroom(relay: Channel, template: socket.socket, home: Home, passphrase:
     name_process(f"keyroom {home.name}")
     try:
         box_secret = load_identity(home.path, passphrase).box_secret
-        secret = open_file(home.path / SECRET_KEY, SECRET_KIND, passphrase)
+        secret = open_file(home.secret_key, SECRET_KIND, passphrase)
         Opener(home.plan, secret)  # fail now, not in the first round
     except WardtreeError as error:
         relay.send("error", text=str(error))
@@ -51,20 +54,62 @@ def run_keyroom(relay: Channel, template: socket.socket, home: Home, passphrase:
             return
         enclave = Channel(descriptors[0], None)
         child = spawn(signal.SIGKILL, _serve_round, relay, enclave, template, home, secret, box_secret)
-        if reap(child):
+        code = reap(child)
+        if code < 0:
+            raise SystemExit(1)  # it may have been killed in the middle of a word
+        if code:
             relay.send("error", text="the key room could not go on; see its message above")
         enclave.close()
 
 
-def make_key(home: Path, passphrase: str, plan: Plan, public_key: Path, cost: KdfCost) -> None:
-    """Make the federation's key pair: the secret key sealed into the key holder's home, never elsewhere.
+def make_key(home: Path, passphrase: str, plan: Plan, public_key: Path, cost: KdfCost) -> Path:
+    """Make a key pair: the secret key sealed into the key holder's home, never elsewhere; gives its file.
+
+    It happens in a process of its own, as everything does that has the secret key, so that no copy of it stays.
 
     Raises:
         WardtreeError: a file exists already, or cannot be written.
     """
+    return Path(in_keyroom(_make_key, home, passphrase, plan, public_key, cost))
+
+
+def in_keyroom(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that has the secret key in a process of its own, which then ends; gives its (plain) result.
+
+    Raises:
+        WardtreeError: as the function did.
+    """
+    ours, theirs = Channel.pair()
+    child = spawn(signal.SIGKILL, _apart, ours, theirs, function, arguments)
+    theirs.close()
+    try:
+        answer = ours.receive()
+    except ChannelClosedError as error:
+        raise WardtreeError("the key room ended without an answer; see its message above") from error
+    finally:
+        ours.close()
+        reap(child)
+    if answer["kind"] == "refused":
+        raise WardtreeError(answer["text"])
+    return answer["value"]
+
+
+def _apart(ours: Channel, theirs: Channel, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    ours.close()
+    name_process("keyroom")
+    try:
+        theirs.send("done", value=function(*arguments))
+    except WardtreeError as error:
+        theirs.send("refused", text=str(error))
+
+
+def _make_key(home: Path, passphrase: str, plan: Plan, public_key: Path, cost: KdfCost) -> str:
+    refuse_existing(public_key)
     public, secret = generate_keys(plan)
-    seal_file(home / SECRET_KEY, SECRET_KIND, secret, passphrase, cost)
+    sealed = home / secret_key_file(digest(public).hex())
+    seal_file(sealed, SECRET_KIND, secret, passphrase, cost)
     write_public(public_key, public)
+    return str(sealed)
 
 
 def openings_file(home: Home) -> str:
@@ -78,17 +123,27 @@ def _serve_round(
     """One round's openings, in order, until the relay says that the round is over."""
     template.close()
     name_process("keyroom child")
-    ledger = Ledger(home.path / openings_file(home))
+    openings = Openings(home)
+
+    @cache
+    def canary_key(name: str, round_: int, base: bytes) -> bytes:
+        return round_key(box_secret, home.manifest.card(name).box_key, home.digest, round_, base)
+
     opener = Opener(home.plan, secret)
     while (request := _next_request(relay)) is not None:
         watch = Stopwatch()
-        try:
-            integers = _open(home, opener, box_secret, ledger, enclave, request)
-        except (OpeningFailed, ChannelClosedError):
-            relay.send("refused", round=request["round"], segment=request["segment"])
-            continue
         place = {"round": request["round"], "segment": request["segment"]}
-        relay.send("opened", **place, integers=integers, seconds=watch.seconds)
+        try:
+            integers = _open(opener, canary_key, openings, enclave, request)
+        except ChannelClosedError:
+            relay.send("own lost", **place)
+        except OpeningFailed:
+            relay.send("refused", **place)
+        except WardtreeError as error:
+            relay.send("error", text=str(error))
+            raise
+        else:
+            relay.send("opened", **place, integers=integers, seconds=watch.seconds)
 
 
 def _next_request(relay: Channel) -> dict[str, Any] | None:
@@ -100,8 +155,42 @@ def _next_request(relay: Channel) -> dict[str, Any] | None:
     return request if request["kind"] == "open" else None
 
 
+class Openings:
+    """What this key has opened: one round's process keeps it, in a ledger that outlives it."""
+
+    def __init__(self, home: Home) -> None:
+        self._home, self._ledger = home, Ledger(home.path / openings_file(home))
+        places = [(entry["round"], entry["segment"]) for entry in self._ledger.entries if entry["what"] == "opening"]
+        self._count = len(places)
+        # A process before us may have gone further in its last round than the disk knows: that round is used up.
+        self._last = (max(places)[0], math.inf) if places else (-1, 0)
+        self._retired = any(entry["what"] == "retired" for entry in self._ledger.entries)
+
+    def allows(self, round_: int, segment: int, listed: frozenset[str]) -> bool:
+        """Whether this key may open this segment of this round over this set."""
+        later = (round_, segment) > self._last
+        used_up = self._count >= self._home.study.aggregation.max_openings
+        return later and not self._retired and not used_up and quorum_met(listed, self._home.manifest.min_hidden)
+
+    def record(self, round_: int, segment: int, listed: frozenset[str], ciphertexts: bytes) -> None:
+        """To be done before the opening: its round is on the disk then, and can never be opened again."""
+        write = self._ledger.append if round_ > self._last[0] else self._ledger.note
+        digest = hashlib.sha256(ciphertexts).hexdigest()
+        write(what="opening", round=round_, segment=segment, listed=sorted(listed), ciphertexts=digest)
+        self._last, self._count = (round_, segment), self._count + 1
+
+    def retire(self, round_: int) -> None:
+        """The first failed check: this key opens nothing more."""
+        self._ledger.append(what="retired", round=round_)
+        self._retired = True
+
+
 def _open(
-    home: Home, opener: Opener, box_secret: bytes, ledger: Ledger, enclave: Channel, request: dict[str, Any]
+    opener: Opener,
+    canary_key: Callable[[str, int, bytes], bytes],
+    openings: Openings,
+    enclave: Channel,
+    request: dict[str, Any],
 ) -> bytes:
     """Check the right to open, write it down, open.
 
@@ -112,28 +201,15 @@ def _open(
     round_, segment, others, length = (request[key] for key in ("round", "segment", "others", "length"))
     own = _own_integers(enclave, round_, segment) if request["own"] is not None else None
     listed = frozenset(others) | ({request["own"]} if own is not None else frozenset())
-    if not _may_open(home, ledger, round_, segment, listed):
+    if not openings.allows(round_, segment, listed):
         raise OpeningFailed
-    digest = hashlib.sha256(request["ciphertexts"]).hexdigest()
-    ledger.append(what="opening", round=round_, segment=segment, listed=sorted(listed), ciphertexts=digest)
+    openings.record(round_, segment, listed, request["ciphertexts"])
     try:
-        keys = [
-            round_key(box_secret, home.manifest.card(name).box_key, home.digest, round_, request["base"])
-            for name in others
-        ]
+        keys = [canary_key(name, round_, request["base"]) for name in others]
         return open_total(opener, request["ciphertexts"], segment, keys, own, length)
     except OpeningFailed:
-        ledger.append(what="retired", round=round_)
+        openings.retire(round_)
         raise
-
-
-def _may_open(home: Home, ledger: Ledger, round_: int, segment: int, listed: frozenset[str]) -> bool:
-    """Whether this key may open this segment of this round over this set: its ledger and the manifest decide."""
-    opened = [(entry["round"], entry["segment"]) for entry in ledger.entries if entry["what"] == "opening"]
-    retired = any(entry["what"] == "retired" for entry in ledger.entries)
-    used_up = len(opened) >= home.study.aggregation.max_openings
-    later = (round_, segment) > max(opened, default=(-1, 0))
-    return later and not retired and not used_up and quorum_met(listed, home.manifest.min_hidden)
 
 
 def _own_integers(enclave: Channel, round_: int, segment: int) -> Integers:

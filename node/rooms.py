@@ -13,9 +13,15 @@ from keys.errors import WardtreeError
 from node.channel import Channel
 from node.update import Model
 
+_TEMPLATE_ENDED = "the template of the enclaves ended; start this node again, and it goes on"
+
 
 class RoomError(WardtreeError):
     """A room of this node ended when it should not."""
+
+
+class RoomEndedError(RoomError):
+    """One ended without a word, as when somebody kills it; a new start may go on."""
 
 
 class Enclave:
@@ -63,20 +69,24 @@ class Template:
     def descriptor(self) -> int:
         return self._control.fileno()
 
-    def start(self, kind: str, **fields: Any) -> Enclave:
-        """Ask for an enclave with this job. The job lies in a memfd, so that a large model blocks nobody.
+    def start(self, kind: str, model: int | None = None, **fields: Any) -> Enclave:
+        """Ask for an enclave with this job, which lies in a memfd, so that it blocks nobody.
+
+        Args:
+            model: the descriptor of the model that it works on (:mod:`node.shared`).
 
         Raises:
-            RoomError: the template is gone.
+            RoomEndedError: the template is gone.
         """
         read, write = os.pipe()
         job = os.memfd_create("wardtree job", os.MFD_CLOEXEC)
         try:
             Channel(None, job).send(kind, **fields)
             os.lseek(job, 0, os.SEEK_SET)
-            socket.send_fds(self._control, [kind.encode()], [job, write])
+            descriptors = [job, write] if model is None else [job, write, model]
+            socket.send_fds(self._control, [kind.encode()], descriptors)
         except OSError as error:
-            raise RoomError("the template of the enclaves ended; see its message above") from error
+            raise RoomEndedError(_TEMPLATE_ENDED) from error
         finally:
             os.close(job)
             os.close(write)
@@ -88,23 +98,22 @@ class Template:
         """Take the template's word that an enclave runs.
 
         Raises:
-            RoomError: the template is gone.
+            RoomEndedError: the template is gone.
         """
         try:
             answer, descriptors, _, _ = socket.recv_fds(self._control, 3, 1)  # one answer, "pid", at a time
         except ConnectionResetError:  # it ended before it read a job
             answer, descriptors = b"", []
         if not answer:
-            raise RoomError("the template of the enclaves ended; see its message above")
+            raise RoomEndedError(_TEMPLATE_ENDED)
         self._starting.popleft().started(descriptors[0])
 
 
 def round_job(model: Model, round_: int, purpose: str, check_seed: bytes | None, canary_key: bytes) -> dict[str, Any]:
-    """The fields of a round's job; ``enclave.model_from`` reads them."""
+    """The fields of a round's job; ``enclave.model_from`` reads them. The parameters are shared memory."""
     return {
         "round": round_,
         "purpose": purpose,
-        "model": model.parameters.astype("<f4").tobytes(),
         "statistics": None if model.statistics is None else model.statistics.astype("<f8").tobytes(),
         "parties": model.parties,
         "check_seed": check_seed,

@@ -11,11 +11,12 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from keys.errors import WardtreeError
-from keys.plan import PlanError
+from keys.plan import MAX_SEGMENT_CIPHERTEXTS, PlanError
 from keys.planner import choose
 from node.settings import Settings, printable, problems
 from node.tasks.base import OptionsError
 from node.tasks.loader import BUILTIN, load_task_class
+from topology import Shape
 
 
 class StudyError(WardtreeError):
@@ -51,6 +52,13 @@ class Aggregation(Settings):
     max_parties: int = Field(default=64, ge=2, le=1024, description="a whole number from 2 to 1024")
     min_hidden: int = Field(default=2, ge=2, description="a whole number of at least 2")
     allow_two_parties: bool = Field(default=False, description="true or false")
+    tree: Shape = Field(default="balanced", description='"balanced" or "chain"')
+    segment_ciphertexts: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_SEGMENT_CIPHERTEXTS,
+        description=f"a whole number from 1 to {MAX_SEGMENT_CIPHERTEXTS}",
+    )
     max_openings: int = Field(default=100_000, ge=1, description="a whole number of at least 1")
 
     @model_validator(mode="after")
@@ -204,6 +212,8 @@ value_bits = 14        # precision of an encrypted value, 4 to 24: `wardtree pla
 max_parties = 64
 min_hidden = 2         # every hospital hides among at least this many others
 allow_two_parties = false
+tree = "balanced"      # or "chain": every inner node below another, each with one leaf; for lines, and to measure
+# segment_ciphertexts = 4    # ciphertexts that travel together; left away, the planner's choice
 max_openings = 100000  # segments that may ever be opened with one key; then a new manifest is needed
 
 [privacy]

@@ -14,15 +14,30 @@ import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from keys.errors import WardtreeError
 from node.channel import Channel
 from node.home import Home, Options, load_home, lock_home
-from node.process import name_process, reap, spawn
+from node.process import ENDED_FROM_OUTSIDE, name_process, reap, spawn
 from node.telemetry import Telemetry
 
+if TYPE_CHECKING:  # what each room imports stays out of this process
+    from node.enclave import EnclaveSettings
+    from node.warm import Nursery
 
-def run_node(path: Path, passphrase: Callable[[], str], channel: Channel | None, options: Options | None = None) -> int:
+
+class EndedFromOutsideError(WardtreeError):
+    """A process of this node was killed."""
+
+
+def run_node(
+    path: Path,
+    passphrase: Callable[[], str],
+    channel: Channel | None,
+    options: Options | None = None,
+    nursery: Nursery | None = None,
+) -> int:
     """Run one node from its home until the study ends.
 
     Args:
@@ -30,11 +45,14 @@ def run_node(path: Path, passphrase: Callable[[], str], channel: Channel | None,
         passphrase: called once, after the template is forked.
         channel: where telemetry goes.
         options: see :class:`Options`.
+        nursery: a process that forks the template instead of this one, in a local run.
 
     Returns:
-        The exit code: 0 the study is complete, 1 it failed, 2 this node could not start or go on.
+        The exit code: 0 the study is complete, 1 it failed, 2 this node could not start or go on, 75 a process of
+        it was killed and it goes on when it is started again.
 
     Raises:
+        EndedFromOutsideError: that process was the relay.
         WardtreeError: the home is not ready.
     """
     home = load_home(path, datetime.now(UTC))
@@ -43,7 +61,7 @@ def run_node(path: Path, passphrase: Callable[[], str], channel: Channel | None,
     children: list[int] = []
     telemetry = Telemetry(channel, home.name)
     try:
-        return _run(home, passphrase, telemetry, options or Options(), children)
+        return _run(home, passphrase, telemetry, options or Options(), nursery, children)
     finally:
         for child in children:
             with contextlib.suppress(ProcessLookupError):
@@ -54,13 +72,22 @@ def run_node(path: Path, passphrase: Callable[[], str], channel: Channel | None,
         os.close(lock)
 
 
-def _run(home: Home, passphrase: Callable[[], str], telemetry: Telemetry, options: Options, children: list[int]) -> int:
+def _run(
+    home: Home,
+    passphrase: Callable[[], str],
+    telemetry: Telemetry,
+    options: Options,
+    nursery: Nursery | None,
+    children: list[int],
+) -> int:
     # What each room imports stays out of this process: the rooms are forked from it.
     control, template_control = socket.socketpair()
     keyroom_jobs, template_jobs = socket.socketpair() if home.is_key_holder else (None, None)
     sockets = [s for s in (control, template_control, keyroom_jobs, template_jobs) if s]
-    template = spawn(signal.SIGKILL, _template, home, template_control, template_jobs, sockets)
-    children.append(template)
+    if nursery:
+        nursery.fork_template(home.path, [end for end in (template_control, template_jobs) if end])
+    else:
+        children.append(spawn(signal.SIGKILL, _template, home, template_control, template_jobs, sockets))
     secret = passphrase()
     relay_end: Channel | None = None
     if keyroom_jobs:
@@ -75,7 +102,11 @@ def _run(home: Home, passphrase: Callable[[], str], telemetry: Telemetry, option
         relay_end.close()
     code = reap(relay)
     children.remove(relay)
-    if code not in (0, 1, 2):
+    if code < 0:
+        raise EndedFromOutsideError(
+            f"{home.name}: the relay was ended by signal {-code}; start this node again, and it goes on"
+        )
+    if code not in (0, 1, 2, ENDED_FROM_OUTSIDE):
         raise WardtreeError(f"{home.name}: the relay ended with {code}; see its message above")
     return code
 
@@ -88,9 +119,16 @@ def _close_others(sockets: list[socket.socket], keep: tuple[socket.socket | None
 
 def _template(home: Home, control: socket.socket, jobs: socket.socket | None, sockets: list[socket.socket]) -> None:
     _close_others(sockets, (control, jobs))
-    from node.enclave import EnclaveSettings, run_template
+    from node.enclave import run_template
 
-    settings = EnclaveSettings(
+    run_template(control, jobs, enclave_settings(home))
+
+
+def enclave_settings(home: Home) -> EnclaveSettings:
+    """What the enclaves of a node are told."""
+    from node.enclave import EnclaveSettings
+
+    return EnclaveSettings(
         party=home.name,
         task=home.study.task.class_name,
         options=home.study.task.options,
@@ -103,7 +141,6 @@ def _template(home: Home, control: socket.socket, jobs: socket.socket | None, so
         plan=home.plan,
         is_key_holder=home.is_key_holder,
     )
-    run_template(control, jobs, settings)
 
 
 def _keyroom(

@@ -49,7 +49,7 @@ class Model:
 
     Attributes:
         round: the last round that was applied; -1 before the first.
-        parameters: shape (P,), float32, the flat global model.
+        parameters: shape (P,), float32, the flat global model. Totals are applied to it where it lies.
         statistics: shape (S,), float64, the published sums; None before the statistics round.
         parties: how many parties' values ``statistics`` sums.
     """
@@ -64,7 +64,8 @@ class Model:
         sha = hashlib.sha256(b"wardtree/state/1\0" + manifest)
         sha.update(self.round.to_bytes(8, "big", signed=True) + self.parties.to_bytes(8, "big"))
         sha.update(b"none" if self.statistics is None else b"sums" + self.statistics.astype("<f8").tobytes())
-        sha.update(b"\0model\0" + self.parameters.astype("<f4").tobytes())
+        sha.update(b"\0model\0")
+        sha.update(np.ascontiguousarray(self.parameters, dtype="<f4").data)  # copies nothing that is so already
         return sha.digest()
 
 
@@ -198,18 +199,29 @@ def apply(
 
     The weighted mean divides by the public weights of the listed set: every update was scaled by w/W, so
     the sum of the updates is divided by the sum of w/W over the contributors.
+
+    Args:
+        staged: the published sums of the first segments, as little-endian int32.
+
+    Returns:
+        The next model; its parameters are the same array, changed segment by segment.
     """
-    total = np.frombuffer(b"".join(staged), dtype="<i4").astype(np.float64)
     names = sorted(contributors)
     if purpose == STATISTICS:
         assert spec is not None
-        sums = total * Grid(spec.bound, grid.plan).step
-        return replace(model, round=round_, statistics=sums, parties=len(names))
+        total = np.frombuffer(b"".join(staged), dtype="<i4").astype(np.float64)
+        return replace(model, round=round_, statistics=total * Grid(spec.bound, grid.plan).step, parties=len(names))
     heaviest = max(weights.values())
     factor = grid.step / (sum(weights[name] for name in names) / heaviest)
-    parameters = model.parameters.astype(np.float64)
-    parameters[: total.size] += total * factor
-    return replace(model, round=round_, parameters=parameters.astype(np.float32))
+    start = 0
+    for integers in staged:
+        sums = np.frombuffer(integers, dtype="<i4").astype(np.float64)
+        part = model.parameters[start : start + sums.size]
+        sums *= factor
+        sums += part
+        part[:] = sums
+        start += sums.size
+    return replace(model, round=round_)
 
 
 # ---- 7. everywhere: wipe --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The tree of a round: the key holder outside, everyone else in a complete binary tree.
+"""The tree of a round: the key holder outside, everyone else in a binary tree, a complete one by default.
 
 The key holder has exactly one neighbour, the *apex*, so it never receives anything but the sum over
 all other parties. In a plain heap with the key holder at its root, a federation of three hands it two
@@ -10,9 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
+from typing import Literal
 
 from topology.roster import Member, Roster, TopologyError
+
+Shape = Literal["balanced", "chain"]
+"""How the parties below the key holder hang together: a complete binary tree, or one inner node below another,
+each with a leaf of its own: as deep as a tree can be whose inner nodes have two children."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,9 @@ class Tree:
         return max((1 + self.height(child) for child in self.children[name]), default=0)
 
     def subtree(self, name: str) -> frozenset[str]:
-        """A party and everyone below it."""
+        """A party and everyone below it; of one that has no place, nobody."""
+        if name not in self.children:
+            return frozenset()
         return frozenset({name}).union(*(self.subtree(child) for child in self.children[name]))
 
 
@@ -75,28 +83,91 @@ def check_placeable(members: Collection[Member], key_holder: str) -> None:
         )
 
 
-def place(roster: Roster, live: Collection[str], seed: bytes) -> Tree:
-    """The tree over the living parties: a pure function, so every node computes the same one.
+@dataclass(frozen=True)
+class Placement:
+    """Where everyone sits, for any set of living parties: what the manifest fixes once for all rounds."""
 
-    The parties are ordered by ``sha256(seed, name)``; those who listen take the inner positions of a
-    complete binary tree, everyone else its leaves.
+    roster: Roster
+    seed: bytes
+    shape: Shape = "balanced"
 
-    Raises:
-        TopologyError: the key holder is not alive, nobody else is, or too few parties listen.
-    """
-    members = [member for member in roster.members if member.name in live]
-    if roster.key_holder not in live:
-        raise TopologyError(f"the key holder {roster.key_holder!r} is not among the living")
-    check_placeable(members, roster.key_holder)
+    def __post_init__(self) -> None:
+        check_placeable(self.roster.members, self.roster.key_holder)
 
-    def rank(member: Member) -> bytes:
-        return hashlib.sha256(b"wardtree/place\0" + seed + member.name.encode()).digest()
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Everyone but the key holder, by ``sha256(seed, name)``: who listens first.
 
-    others = sorted((m for m in members if m.name != roster.key_holder), key=rank)
-    inner = [m.name for m in others if m.listens][: inner_positions(len(others))]
-    order = inner + [m.name for m in others if m.name not in set(inner)]
-    parent = {name: order[(index - 1) // 2] for index, name in enumerate(order)}
-    parent[order[0]] = roster.key_holder
-    children = {name: tuple(order[2 * i + 1 : 2 * i + 3]) for i, name in enumerate(order)}
-    children[roster.key_holder] = (order[0],)
-    return Tree(roster.key_holder, order[0], MappingProxyType(parent), MappingProxyType(children))
+        It is the tree of the whole roster, the inner positions first. Everyone's parent, also after any
+        deaths, stands before it.
+        """
+
+        def rank(member: Member) -> tuple[bool, bytes]:
+            digest = hashlib.sha256(b"wardtree/place\0" + self.seed + member.name.encode()).digest()
+            return not member.listens, digest
+
+        return tuple(member.name for member in sorted(self.roster.others, key=rank))
+
+    def tree(self, live: Collection[str]) -> Tree:
+        """The tree over the living parties: a pure function, so every node computes the same one.
+
+        Everyone has its place in the tree of the whole roster, complete and binary or a chain; the children of
+        the dead move to their nearest living ancestor, and nobody else moves. If the apex is dead, the first
+        living party that listens takes its place, with everyone who has no living ancestor.
+
+        Raises:
+            TopologyError: the key holder is not alive, or nobody else who listens is.
+        """
+        living = frozenset(live)
+        if self.roster.key_holder not in living:
+            raise TopologyError(f"the key holder {self.roster.key_holder!r} is not among the living")
+        apex = next((name for name in self._listeners if name in living), None)
+        if apex is None:
+            raise TopologyError("nobody beside the key holder is alive and listens")
+        order = [name for name in self.order if name in living]
+        parent = {name: next((up for up in self._ancestors(name) if up in living), apex) for name in order}
+        parent[apex] = self.roster.key_holder
+        children: dict[str, list[str]] = {name: [] for name in (self.roster.key_holder, *order)}
+        for name in order:
+            children[parent[name]].append(name)
+        frozen = {name: tuple(below) for name, below in children.items()}
+        return Tree(self.roster.key_holder, apex, MappingProxyType(parent), MappingProxyType(frozen))
+
+    def ladder(self, me: str) -> tuple[str, ...]:
+        """Whom a party dials when it must find a parent by itself: the nearest first.
+
+        Its ancestors, then everyone else who listens and stands before it, then, if it could be the apex,
+        the key holder. Whoever follows it dials only those before itself, so no circle can form.
+        """
+        before = self.order[: self.order.index(me)]
+        candidates = dict.fromkeys((*self._ancestors(me), *(name for name in self._listeners if name in before)))
+        return (*candidates, self.roster.key_holder) if me in self._listeners else tuple(candidates)
+
+    @cached_property
+    def _listeners(self) -> tuple[str, ...]:
+        """Who can be the apex: whoever others can dial, or the only one there is."""
+        listening = {member.name for member in self.roster.members if member.listens}
+        return tuple(name for name in self.order if name in listening or len(self.order) == 1)
+
+    def _ancestors(self, name: str) -> list[str]:
+        above = _above_in_a_chain if self.shape == "chain" else _above_in_a_complete_tree
+        index, chain = self.order.index(name), []
+        while index:
+            index = above(index, len(self.order))
+            chain.append(self.order[index])
+        return chain
+
+
+def place(roster: Roster, live: Collection[str], seed: bytes, shape: Shape = "balanced") -> Tree:
+    """See :meth:`Placement.tree`."""
+    return Placement(roster, seed, shape).tree(live)
+
+
+def _above_in_a_complete_tree(index: int, _: int) -> int:
+    return (index - 1) // 2
+
+
+def _above_in_a_chain(index: int, others: int) -> int:
+    """The inner nodes one below another; then the leaves, one an inner node, the last of them with two if odd."""
+    inner = inner_positions(others)
+    return index - 1 if index < inner else min(index - inner, inner - 1)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 SEED = 20_221_128
 SPREAD = 0.02
+PLANNED_PARTIES = 64
 DISTINCT = 4
 """So many messages are really made for a server to add; beyond that they are used again, to save memory."""
 

@@ -22,10 +22,9 @@ from keys.packing import Integers
 from keys.plan import Plan
 from keys.planner import choose
 from node import update
-from node.bench.common import SPREAD, Clock, digest, make_update, peak_memory_mb
+from node.bench.common import PLANNED_PARTIES, SPREAD, Clock, digest, make_update, peak_memory_mb
 from node.protocol.messages import TRAIN
 
-PLANNED_PARTIES = 64
 CLIP = 6 * SPREAD
 
 

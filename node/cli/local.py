@@ -14,16 +14,8 @@ from rich.console import Console
 
 from node import report as reports
 from node.display import LiveView
-from node.local import (
-    STUDIES,
-    Federation,
-    LocalError,
-    Outcome,
-    in_process,
-    read_parties,
-    run_federation,
-    simulated_parties,
-)
+from node.local import Outcome, run_federation
+from node.simulation import STUDIES, Federation, LocalError, in_process, read_parties, simulated_parties
 from node.study import parse_study
 
 HEART = STUDIES / "heart.toml"
@@ -39,6 +31,9 @@ class = "synthetic"
 
 [task.options]
 params = {params}
+
+[aggregation]
+max_parties = {max_parties}
 
 [debug]
 check_sums = true
@@ -71,7 +66,7 @@ def local(
 
         wardtree local --study my-study.toml --data my-hospitals.toml --out runs/first
     """
-    text, source = _study_text(study, task, params)
+    text, source = _study_text(study, task, params, parties)
     text = _override(text, "rounds", rounds, source)
     text = _override(text, "seed", seed, source)
     checked = parse_study(text, source)
@@ -101,13 +96,13 @@ def _default_out(name: str) -> Path:
     return Path("runs") / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _study_text(study: Path | None, task: str | None, params: int) -> tuple[str, str]:
+def _study_text(study: Path | None, task: str | None, params: int, parties: int | None) -> tuple[str, str]:
     if study and task:
         raise LocalError("--study and --task: expected one of the two; a study names its task itself")
     if task not in (None, "synthetic"):
         raise LocalError(f'--task: expected "synthetic", came {task!r}; other tasks need a study')
     if task:
-        return SYNTHETIC.format(params=params), "the synthetic study"
+        return SYNTHETIC.format(params=params, max_parties=max(64, parties or 0)), "the synthetic study"
     path = study or HEART
     try:
         return path.read_text(encoding="utf-8"), str(path)
@@ -155,7 +150,7 @@ def _comparison(federation: Federation, outcome: Outcome) -> dict[str, Any]:
 def _compare(federation: Federation) -> dict[str, Any]:
     """Runs in a process of its own: it reads every hospital's data, which only a simulation may."""
     from node.compare import compare
-    from node.model_keeper import load_model
+    from node.published import load_model
 
     models = [load_model(path) for path in sorted((federation.out / "models").glob("round-*.npz"))]
     trained = [model for model in models if model.round >= 0] if models[-1].statistics is not None else models

@@ -1,6 +1,7 @@
 """Random updates of any size, for tests of load and scale. Needs neither data nor torch."""
 
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,16 +23,21 @@ class SyntheticOptions(Settings):
         description="a whole number of parameters from 1 to 1000000000",
     )
     scale: float = Field(default=0.5, gt=0, description="a number above 0")
+    seconds: float = Field(default=0.0, ge=0, le=600, description="a number of seconds from 0 to 600")
 
 
 class SyntheticTask(Task):
-    """Updates are uniform in [-scale, scale], fresh from the operating system's randomness each round."""
+    """Updates are uniform in [-scale, scale], fresh from the operating system's randomness each round.
+
+    With ``seconds`` a training takes so long, all of it asleep.
+    """
 
     def __init__(self, setup: Setup) -> None:
         options = _options(setup.options)
         self.examples = 1
         self.parameters = options.params
         self._scale = np.float32(options.scale)
+        self._seconds = options.seconds
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
@@ -45,6 +51,7 @@ class SyntheticTask(Task):
         update = generator.random(self.parameters, np.float32)  # in place below: a model may be large
         update -= np.float32(0.5)
         update *= 2 * self._scale
+        time.sleep(self._seconds)
         return update
 
     def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> dict[str, float]:

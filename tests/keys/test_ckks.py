@@ -82,8 +82,13 @@ def test_sums_are_exact(parties: int, length: int, seed: int) -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_sums_are_exact_with_everyone_at_the_limit(sign: int) -> None:
     update = np.full(PLAN.values_per_ciphertext, sign * PLAN.max_value)
-    total = sealer().add([sealer().seal(update) for _ in range(PLAN.max_parties)])
-    assert np.array_equal(opener().open(total, update.size, PLAN.max_parties), PLAN.max_parties * update)
+    # Equal plaintexts round alike, and their errors would add up: canaries make them differ, here as in a round.
+    marks = np.random.default_rng().integers(
+        -PLAN.max_value, PLAN.max_value + 1, (PLAN.max_parties, 1, PLAN.canary_digits)
+    )
+    total = sealer().add([sealer().seal(update, mark) for mark in marks])
+    opened = opener().open(total, update.size, PLAN.max_parties, marks.sum(axis=0))
+    assert np.array_equal(opened, PLAN.max_parties * update)
 
 
 def test_addition_in_any_grouping_gives_the_same_bytes() -> None:
@@ -143,7 +148,7 @@ def test_foreign_and_broken_segments_are_named() -> None:
         (b"", "or is none at all"),
         (good[1:], "or is none at all"),
         (good[:32], "came 0 bytes"),
-        (good[:-7], "1 to 16 ciphertexts of 61440 bytes was expected, came 61433 bytes"),
+        (good[:-7], "1 to 4 ciphertexts of 61440 bytes was expected, came 61433 bytes"),
         (good + b"x", "came 61441 bytes"),
         (good[:32] + 17 * good[32:], "came 1044480 bytes"),
     ):

@@ -17,12 +17,11 @@ from keys.ckks import Opener, Sealer, generate_keys
 from keys.noise import MAX_RESIDUAL, WORST_SLOT
 from keys.packing import pack, unpack
 from keys.plan import NOISE_FACTOR, SECURITY_BITS, Plan, PlanError, least_scale
-from keys.planner import choose, explain
+from keys.planner import SEGMENT_BYTES, choose, explain
 from keys.segments import HEAD_BYTES, ciphertext_bytes
 
 STANDARD = {128: seal.SEC_LEVEL_TYPE.TC128, 192: seal.SEC_LEVEL_TYPE.TC192}
 DATA_BITS = range(24, 61)
-MESSAGE_BYTES = 4 << 20
 
 parties = st.one_of(st.integers(2, 256), st.sampled_from([2, 3, 4, 16, 32, 64, 255, 256]))
 bits = st.integers(4, 24)
@@ -66,9 +65,9 @@ def test_segments_fit_a_message_and_the_update(count: int, value: int, length: i
     plan = choose(count, value, length, level)
     up, down = plan.segment_ciphertexts * ciphertext_bytes(plan), 4 * plan.values_per_segment
     assert 1 <= plan.segment_ciphertexts <= min(64, plan.ciphertexts(length))
-    assert max(up, down) <= MESSAGE_BYTES // 2
+    assert max(up, down) <= 1.5 * SEGMENT_BYTES
     if plan.segment_ciphertexts < plan.ciphertexts(length):
-        assert max(up, down) > 900_000
+        assert max(up, down) > 0.6 * SEGMENT_BYTES
 
 
 @given(parties, bits, st.one_of(st.none(), lengths), security, noises)
@@ -241,6 +240,7 @@ def test_what_a_refusal_says_would_fit_does(count: int, value: int, level: int) 
         ({"max_noise": 64}, "overflow a digit"),
         ({"max_noise": -1}, "not negative"),
         ({"security": 192}, "exceed the 75 of 192-bit security"),
+        ({"segment_ciphertexts": 1025}, "segments of at most 1024 ciphertexts"),
         ({"scale": 655_359}, "is below 655360"),
     ],
 )
@@ -260,5 +260,8 @@ def test_planned_sums_are_exact_in_seal(count: int, value: int, level: int) -> N
     sealer, opener = Sealer(plan, public), Opener(plan, secret)
     largest = np.full(plan.values_per_ciphertext, plan.max_value)
     for update in (largest, -largest, np.where(np.arange(largest.size) % 4 < 2, largest, -largest)):
-        total = sealer.add([sealer.seal(update) for _ in range(count)])
+        sealed = [sealer.seal(update) for _ in range(count)]
+        assert len(sealed[0]) * plan.segment_ciphertexts <= plan.max_segment_bytes
+        assert 4 * plan.values_per_segment <= plan.max_segment_bytes
+        total = sealer.add(sealed)
         assert np.array_equal(opener.open(total, update.size, count), count * update)

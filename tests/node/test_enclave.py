@@ -26,7 +26,8 @@ from node.enclave import EnclaveSettings, run_template
 from node.process import reap, spawn
 from node.protocol.messages import TRAIN
 from node.rooms import Enclave, RoomError, Template, round_job
-from node.sumcheck import fingerprint
+from node.shared import SharedModel
+from node.sumcheck import fingerprints
 from node.update import Model
 
 PLAN = Plan()
@@ -94,8 +95,9 @@ class Node:
         return enclave
 
     def job(self, round_: int, check_seed: bytes | None = None, length: int = LENGTH) -> Enclave:
-        model = Model(round_ - 1, np.zeros(length, np.float32))
-        return self.start("round", **round_job(model, round_, TRAIN, check_seed, CANARY_KEY))
+        shared = SharedModel(length)
+        job = round_job(Model(round_ - 1, shared.parameters), round_, TRAIN, check_seed, CANARY_KEY)
+        return self.start("round", model=shared.descriptor, **job)
 
     def integers(self, round_: int) -> NDArray[np.int32]:
         """What one enclave's integers are, as the key room is told them."""
@@ -237,8 +239,9 @@ def test_an_enclave_is_gone_after_its_job_or_when_it_is_ended(tmp_path: Path) ->
         child.wait(10)
         finished.end()
         waiting = node.start("prepare")
-        prepared = waiting.channel.receive(60)
-        assert (prepared["kind"], prepared["examples"], len(prepared["initial"])) == ("prepared", 1, 4 * LENGTH)
+        initial, prepared = waiting.channel.receive(60), waiting.channel.receive(60)
+        assert (initial["kind"], initial["parameters"], len(initial["values"])) == ("initial", LENGTH, 4 * LENGTH)
+        assert (prepared["kind"], prepared["examples"]) == ("prepared", 1)
         waiting.end()
         _until_childless(parent)
 
@@ -272,12 +275,12 @@ def test_what_an_enclave_seals_is_what_it_reports_for_the_check_of_sums(tmp_path
         trained, sealed = enclave.channel.receive(60), enclave.channel.receive(60)
         enclave.end()
         unasked = node.job(1)
-        assert unasked.channel.receive(60)["fingerprint"] is None, "only where the check is asked for"
+        assert unasked.channel.receive(60)["fingerprints"] is None, "only where the check is asked for"
         unasked.end()
     marks = canaries.total([CANARY_KEY], PLAN, 0, 1)
     opened = Opener(PLAN, secret).open(sealed["ciphertexts"], LENGTH, 1, marks)
     assert opened.any()
-    assert trained["fingerprint"] == fingerprint(seed, opened, PLAN.segments(LENGTH))
+    assert trained["fingerprints"] == fingerprints(seed, opened, PLAN.segments(LENGTH))
 
 
 def test_a_template_that_ended_is_one_line() -> None:
@@ -296,4 +299,4 @@ def test_an_enclave_that_was_given_up_before_it_was_forked_is_ended_as_soon_as_i
         node.template.start("prepare").end()
         node.template.hear()
         _until_childless(psutil.Process(node.process))
-        assert node.start("prepare").channel.receive(60)["kind"] == "prepared"
+        assert node.start("prepare").channel.receive(60)["kind"] == "initial"

@@ -28,7 +28,7 @@ def test_the_table_says_what_it_costs_and_how_exact_it_is() -> None:
         "2 of 20 bits",
         "8,187 values and 5 canaries in 61.4 kB",
         "7.51",
-        "ciphertexts: 1,344; segments: 84",
+        "ciphertexts: 1,344; segments: 336",
         "82.6 MB up, 44.0 MB down, 126.6 MB in all",
         "0.0250 in the worst (3.0 x rms)",
         "10 sigma of the worst slot = 0.250, refused above 0.25",

@@ -39,6 +39,8 @@ def test_a_minimal_study_has_the_documented_defaults() -> None:
         "max_parties": 64,
         "min_hidden": 2,
         "allow_two_parties": False,
+        "tree": "balanced",
+        "segment_ciphertexts": None,
         "max_openings": 100_000,
     }
     assert study.privacy.mode == "none"
@@ -69,6 +71,9 @@ def test_the_study_to_start_from_and_the_default_study_are_valid() -> None:
         ("aggregation", "min_hidden = 1", "aggregation.min_hidden: expected a whole number of at least 2, came 1"),
         ("aggregation", "min_hidden = 64", "aggregation: expected min_hidden below max_parties, came 64 and 64"),
         ("aggregation", 'weights = "size"', 'aggregation.weights: expected "examples" or "equal", came "size"'),
+        ("aggregation", 'tree = "star"', 'aggregation.tree: expected "balanced" or "chain", came "star"'),
+        ("aggregation", "segment_ciphertexts = 2000",
+         "aggregation.segment_ciphertexts: expected a whole number from 1 to 1024, came 2000"),
         ("aggregation", "cilp = 1.0", 'aggregation.cilp: unknown key; did you mean "clip"?'),
         ("privacy", 'mode = "dp"', 'privacy.mode: expected "none" (this version has no DP mode), came "dp"'),
         ("deadlines", "round_seconds = 0",
@@ -96,7 +101,8 @@ def test_every_problem_is_listed() -> None:
 
 def test_a_message_keeps_to_its_line() -> None:
     text = MINIMAL + "[task.options]\n" + r'"a\n\u001b[2Jb" = 1'
-    assert problems_of(text) == [r"study.toml: task.options.a\n\x1b[2Jb: unknown key; known here: params, scale"]
+    known = "params, scale, seconds"
+    assert problems_of(text) == [rf"study.toml: task.options.a\n\x1b[2Jb: unknown key; known here: {known}"]
 
 
 def test_a_missing_or_wrong_table_is_named() -> None:
