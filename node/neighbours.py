@@ -157,6 +157,10 @@ class Neighbours:
         neighbour = self._all.setdefault(peer, self._new())
         neighbour.silent = 0
         link, known = neighbour.link, neighbour.link.established
+        fault = link.fault(wire)
+        if fault:
+            self._refused(peer, *fault)
+            return
         items, replies = link.receive(wire)
         self._put(peer, replies)
         if link.established != known:

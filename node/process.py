@@ -77,6 +77,12 @@ def harden() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
 
 
+def allow_descriptors() -> None:
+    """As many open files as the machine allows this process: strangers may hold many of them for a moment."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def name_process(name: str) -> None:
     """What ``ps -o comm`` shows: at most 15 characters of it are kept by the kernel."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])

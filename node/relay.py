@@ -25,12 +25,13 @@ from node.home import LEDGER, Home, Options
 from node.ledger import Ledger
 from node.model_keeper import ModelKeeper
 from node.neighbours import BEAT_SECONDS, Neighbours
-from node.process import ENDED_FROM_OUTSIDE, name_process
+from node.process import ENDED_FROM_OUTSIDE, allow_descriptors, name_process
 from node.protocol import events as ev
 from node.protocol.contributor import Contributor
 from node.protocol.keyholder import KeyHolder
 from node.protocol.messages import Partial, Snapshot
 from node.protocol.party import Party
+from node.refusals import Refusals
 from node.rooms import Enclave, RoomEndedError, RoomError, Template, round_job
 from node.telemetry import Stopwatch, Telemetry
 
@@ -61,6 +62,7 @@ def run_relay(
 ) -> None:
     """Run until the study ends; raises SystemExit with the node's exit code."""
     name_process(f"relay {home.name}")
+    allow_descriptors()
     try:
         code = Relay(home, passphrase, template, keyroom, telemetry, options).run()
     except WardtreeError as error:
@@ -87,7 +89,8 @@ class Relay:
         self.ledger = Ledger(home.path / LEDGER, self.identity.sign)
         self.keeper = ModelKeeper(home, options, telemetry)
         self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.placement, home.rules)
-        self.neighbours = Neighbours(home, self.identity, self._refused)
+        self.refused = Refusals(self._tell_refused)
+        self.neighbours = Neighbours(home, self.identity, self.refused)
         self.transport = self.neighbours.transport
         self.current = Current()
         self.timers: dict[str, float] = {}
@@ -142,13 +145,14 @@ class Relay:
                 continue  # an earlier one stopped it
             if timer == BEAT:
                 self.timers[BEAT] = now + BEAT_SECONDS
+                self.refused.beat()
                 for event in self.neighbours.beat():
                     self._happen(event)
             else:
                 self._happen(ev.Expired(timer))
 
-    def _refused(self, who: str, expected: str, came: str) -> None:
-        self.telemetry.tell("dropped", who=who, expected=expected, came=came)
+    def _tell_refused(self, who: str, expected: str, came: str, times: int) -> None:
+        self.telemetry.tell("dropped", who=who, expected=expected, came=came, times=times)
 
     def _note(self, event: ev.Event) -> None:
         """The inbound log: every ciphertext that ever reached this node, and whose sum it claims to be."""
@@ -302,7 +306,7 @@ class Relay:
             case ev.Consume(peer):
                 self.neighbours.consume(peer)
             case ev.Drop(who, expected, came):
-                self._refused(who, expected, came)
+                self.refused(who, expected, came)
             case ev.Train(round_, purpose):
                 self._train(round_, purpose)
             case ev.PullSegment(_, segment):
@@ -357,7 +361,7 @@ class Relay:
             total = update.merge(self.home.plan, command.parts)
         except CiphertextError as error:
             # One of our children's parts is no ciphertext of this plan: nothing more goes up from here.
-            self._refused("a child", "ciphertexts of this federation's plan", str(error))
+            self.refused("a child", "ciphertexts of this federation's plan", str(error))
             self.events.append(ev.OwnLost(command.round))
             return
         self._stage_time("merge", watch.seconds)
@@ -406,6 +410,7 @@ class Relay:
     def _stop(self, error: str | None) -> None:
         if error is None:
             self.keeper.save()
+        self.refused.sum_up()
         traffic = self.neighbours.traffic
         self.telemetry.tell("traffic", sent=traffic.sent, received=traffic.received, parent=self.machine.parent)
         self.telemetry.tell("usage", room="relay", **asdict(own_usage()))

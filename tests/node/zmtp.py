@@ -115,6 +115,18 @@ class CurveClient:
         last = len(parts) - 1
         self.socket.sendall(b"".join(self.part(content, number < last) for number, content in enumerate(parts)))
 
+    def receive(self) -> list[bytes]:
+        """The parts of the next message; commands, heartbeats above all, are passed over."""
+        parts = []
+        while True:
+            body = self._read_frame().removeprefix(b"\x07MESSAGE")
+            content = crypto_box_open_afternm(body[8:], b"CurveZMQMESSAGES" + body[:8], self._key)
+            if content[0] & 2:
+                continue
+            parts.append(content[1:])
+            if not content[0] & MORE:
+                return parts
+
     def _box(self, prefix: bytes, key: bytes, content: bytes) -> bytes:
         self._count += 1
         nonce = struct.pack(">Q", self._count)
