@@ -11,10 +11,10 @@ from typing import ClassVar
 
 from node.protocol import events as ev
 from node.protocol.climber import Climber
-from node.protocol.gathering import MOST_ATTEMPTS, Gathering
+from node.protocol.gathering import ATTEMPTS_PER_PARTY, Gathering
 from node.protocol.messages import Absent, Close, Fail, Finish, Gone, Joined, Open, Partial, Snapshot, Total
 from node.protocol.party import Rules, State, Table
-from topology import Placement, Tree, quorum_met
+from topology import Placement, TopologyError, Tree, quorum_met
 
 
 class Contributor(Climber):
@@ -67,9 +67,13 @@ class Contributor(Climber):
         if opening.base != self.base or opening.length != self.lengths.get(opening.purpose):
             self._refuse(opening)
             return
+        try:
+            tree = self.placement.tree(opening.contributors)
+        except TopologyError as error:
+            self.do(ev.Drop(event.sender, "contributors that make a tree", str(error)))
+            return
         self._abandon()
-        self.seen = opening.round
-        self.tree = self.placement.tree(opening.contributors)
+        self.seen, self.tree = opening.round, tree
         takes_part = self.me in opening.contributors
         awaited = {*self.tree.children[self.me], self.me} if takes_part else set()
         self.round = Gathering(opening, self.rules.segments(opening.length), awaited)
@@ -118,8 +122,10 @@ class Contributor(Climber):
             self.drop(event, f"round {round_.opening.round} on our state", f"round {partial.round}")
         elif not self._is_below(child) or not partial.contributors or not self._holds(child, partial.contributors):
             self.drop(event, "contributors of the sender's subtree", "others or none")
-        elif partial.segment >= round_.segments or partial.attempt >= MOST_ATTEMPTS:
-            self.drop(event, f"one of {round_.segments} segments", f"{partial.segment}, attempt {partial.attempt}")
+        elif partial.segment >= round_.segments:
+            self.drop(event, f"one of {round_.segments} segments", f"segment {partial.segment}")
+        elif max(partial.attempt, round_.begun[child] if is_new else 0) >= self._most_attempts(child):
+            self.drop(event, f"at most {self._most_attempts(child)} attempts", "one more")
         elif round_.cut or (is_new and self._is_too_late(child)):
             self.drop(event, "segments before the set was frozen", "a late one")
             if source is not None and not round_.cut:
@@ -143,6 +149,9 @@ class Contributor(Climber):
 
     def _holds(self, child: str, contributors: frozenset[str]) -> bool:
         return contributors <= self.tree.subtree(child)
+
+    def _most_attempts(self, child: str) -> int:
+        return ATTEMPTS_PER_PARTY * len(self.tree.subtree(child))
 
     def _is_too_late(self, child: str) -> bool:
         """Whether a new source cannot be merged any more."""
@@ -187,8 +196,10 @@ class Contributor(Climber):
         """Nothing more comes from a source: the sum goes on, or begins again, without it, while that is allowed."""
         round_ = self.round
         assert round_ is not None
-        if round_.cut or round_.is_complete(name):
-            return
+        if not round_.cut and not round_.is_complete(name):
+            self._go_on_without(round_, name)
+
+    def _go_on_without(self, round_: Gathering, name: str) -> None:
         merged = name in round_.merged_from
         source = round_.lose(name)
         if source and name in self.up:
@@ -268,6 +279,15 @@ class Contributor(Climber):
             elif event.segment + 1 < round_.segments:
                 self.do(ev.PullSegment(event.round, event.segment + 1))
         self._advance()
+
+    def on_not_merged(self, event: ev.NotMerged) -> None:
+        round_ = self.round
+        if round_ is None or round_.cut or (event.round, event.attempt) != (round_.opening.round, round_.attempt):
+            return
+        for name in [round_.merged_from[place] for place in event.places]:
+            self.do(ev.Drop(name, "ciphertexts of this federation's plan", "something else"))
+            if not round_.cut:
+                self._go_on_without(round_, name)
 
     def _cut(self) -> None:
         assert self.round is not None
@@ -458,6 +478,7 @@ class Contributor(Climber):
         (State.FLOWING, ev.Sealed): on_sealed,
         (State.FLOWING, ev.OwnLost): on_own_lost,
         (State.FLOWING, ev.Merged): on_merged,
+        (State.FLOWING, ev.NotMerged): on_not_merged,
         (State.FLOWING, Total): on_total,
         (State.FLOWING, Close): on_close,
         (State.FLOWING, Fail): on_failed,
