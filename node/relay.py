@@ -103,6 +103,7 @@ class Relay:
         for descriptor in (self.template.descriptor, keyroom):
             if descriptor is not None:
                 self.transport.watch(descriptor)
+        self.telemetry.tell("usage", when="began", **asdict(own_usage()))
         self._start_enclave("prepare")
         while self.exit_code is None:
             messages, descriptors, connected = self.transport.poll(self._patience())
@@ -361,7 +362,7 @@ class Relay:
             self.keeper.save()
         traffic = self.neighbours.traffic
         self.telemetry.tell("traffic", sent=traffic.sent, received=traffic.received, parent=self.neighbours.parent)
-        self.telemetry.tell("usage", room="relay", **asdict(own_usage()))
+        self.telemetry.tell("usage", when="ended", **asdict(own_usage()))
         self.telemetry.tell("stopped", error=error, state=self.keeper.digest.hex())
         self.exit_code = 0 if error is None else 1
 
