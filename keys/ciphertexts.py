@@ -1,30 +1,26 @@
-"""SEAL's objects and their bytes: contexts, ciphertexts, segments.
+"""SEAL's objects and their bytes: contexts, keys, ciphertexts.
 
-SEAL saves to a path; that path is always a memfd, so no key and no ciphertext touches a disk.
+SEAL saves to a path; that path is always a memfd or a pipe, so no key and no ciphertext touches a disk.
 Make every object after the last fork of a process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import struct
+import weakref
 from collections.abc import Iterator, Sequence
 
-import msgpack
 import numpy as np
 import zstandard
 from tenseal import sealapi
 
-from keys.errors import WardtreeError
 from keys.plan import Plan
+from keys.segments import CiphertextError, Words, read_segment
 
-MAX_CIPHERTEXT_BYTES = 1 << 20
 _LEVELS = {128: sealapi.SEC_LEVEL_TYPE.TC128, 192: sealapi.SEC_LEVEL_TYPE.TC192}
-
-
-class CiphertextError(WardtreeError):
-    """A ciphertext that is not of this federation's plan."""
 
 
 @contextlib.contextmanager
@@ -69,27 +65,76 @@ def make_context(plan: Plan) -> sealapi.SEALContext:
     return context
 
 
-def load_segment(data: bytes, plan: Plan, context: sealapi.SEALContext) -> list[sealapi.Ciphertext]:
-    """Deserialise a segment and check every ciphertext against the plan.
+def load_segment(segment: bytes, plan: Plan, context: sealapi.SEALContext) -> list[sealapi.Ciphertext]:
+    """A segment's ciphertexts in SEAL, after every check of :func:`keys.segments.read_segment`.
 
-    Verify the sender's signature first: SEAL's loader takes most bit flips for good.
+    Verify the sender's signature first: most bit flips give another ciphertext of the same plan.
 
     Raises:
         CiphertextError: names what differs.
     """
-    ciphertexts = []
-    degree = plan.poly_modulus_degree
-    head = _head(context.first_parms_id(), degree, 1, float(plan.scale))
-    for blob in _split(data, plan):
-        ciphertext = sealapi.Ciphertext()
+    words = read_segment(segment, plan)
+    return [to_seal(words[:, index], context, float(plan.scale)) for index in range(words.shape[1])]
+
+
+def to_seal(words: Words, context: sealapi.SEALContext, scale: float) -> sealapi.Ciphertext:
+    """The ciphertext with these residues, shape (2, N), written in SEAL's own format: every header is ours.
+
+    Raises:
+        CiphertextError: SEAL refuses the residues.
+    """
+    ciphertext = sealapi.Ciphertext()
+    content = _head(context.first_parms_id(), words.shape[1], 1, scale) + words.tobytes()
+    try:
+        load(ciphertext, context, _framed(content, compression=0))
+    except (ValueError, RuntimeError) as error:
+        raise CiphertextError("SEAL does not load a ciphertext's residues") from error
+    return ciphertext
+
+
+class Scratch:
+    """The way of SEAL's residues to numpy, for one owner in one process.
+
+    SEAL gives Python one word at a time, or all of them in a file. The file is a pipe: a third of the way is saved
+    against a memfd, whose pages come and go with every object. Where the kernel has no room left for a pipe
+    that holds a whole object, which SEAL would wait to write for ever, it is a memfd all the same.
+    """
+
+    def __init__(self, degree: int) -> None:
+        """For ciphertexts of up to two polynomials of ``degree`` residues."""
+        self._degree = degree
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._buffer = bytearray(32 * degree)
+        self._read, write = os.pipe2(os.O_CLOEXEC)
         try:
-            load(ciphertext, context, _framed(_checked(blob, head, 2 * degree), compression=0))
-        except (ValueError, RuntimeError) as error:
-            raise CiphertextError("a ciphertext does not load under this federation's parameters") from error
-        if ciphertext.is_transparent():
-            raise CiphertextError("a ciphertext is transparent")
-        ciphertexts.append(ciphertext)
-    return ciphertexts
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, len(self._buffer))
+        except OSError:
+            os.close(self._read)
+            os.close(write)
+            self._read = write = os.memfd_create("wardtree", os.MFD_CLOEXEC)
+        self._is_pipe = self._read != write
+        self._path = f"/proc/self/fd/{write}"
+        for descriptor in {self._read, write}:
+            weakref.finalize(self, os.close, descriptor)
+
+    def words(self, thing: sealapi.Ciphertext | sealapi.Plaintext) -> Words:
+        """The residues of a ciphertext, shape (2, N), or of an encoded plaintext, (1, N), under one prime.
+
+        Raises:
+            CiphertextError: what came is not one whole object.
+        """
+        thing.save(self._path)
+        if self._is_pipe:
+            size = os.readv(self._read, [self._buffer])
+        else:
+            size = os.preadv(self._read, [self._buffer], 0)
+            os.ftruncate(self._read, 0)
+        if size != int.from_bytes(self._buffer[8:16], "little"):
+            raise CiphertextError(f"an object of SEAL's came as {size} bytes, not whole or not alone")
+        content = self._decompressor.decompress(memoryview(self._buffer)[16:size])
+        polynomials = len(content) // (8 * self._degree)
+        offset = len(content) - 8 * self._degree * polynomials
+        return np.frombuffer(content, "<u8", offset=offset).reshape(polynomials, self._degree)
 
 
 _MEMBERS = struct.Struct("<4QBQQQdQ")
@@ -113,7 +158,7 @@ def _framed(content: bytes, compression: int) -> bytes:
 
 
 def _checked(blob: bytes, head: bytes, words: int) -> bytes:
-    """The content of a SEAL object, decompressed, after every byte but its ``words`` was compared.
+    """The content of a SEAL file, decompressed, after every byte but its ``words`` was compared.
 
     SEAL must not parse a stranger's headers: nested compression in them makes it end the process, and a
     size of 0 or a huge one raises what it does not document. Words it checks itself, against the primes.
@@ -123,12 +168,12 @@ def _checked(blob: bytes, head: bytes, words: int) -> bytes:
     try:
         # the size that the frame declares is what the decompressor would allocate
         if blob[:16] != _header(len(blob), compression=2) or zstandard.frame_content_size(packed) != size:
-            raise CiphertextError("a ciphertext is not of the size of this federation's")
+            raise CiphertextError("a public key is not of the size of this plan's")
         content = zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise CiphertextError("a ciphertext does not decompress") from error
+        raise CiphertextError("a public key does not decompress") from error
     if content[: len(head)] != head:
-        raise CiphertextError("a ciphertext has other parameters, or another scale than the plan's")
+        raise CiphertextError("a public key has other parameters than the plan's")
     return content
 
 
@@ -158,41 +203,11 @@ def is_secret_key(data: bytes, plan: Plan) -> bool:
     return bool(size == 48 + 24 + 8 * plan.poly_modulus_degree * len(plan.prime_bits))
 
 
-def join(ciphertexts: Sequence[bytes]) -> bytes:
-    """A segment: a msgpack array of ciphertexts."""
-    packed = msgpack.packb(list(ciphertexts), use_bin_type=True)
-    assert isinstance(packed, bytes)
-    return packed
-
-
-def _split(data: bytes, plan: Plan) -> list[bytes]:
-    try:
-        blobs = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            max_array_len=plan.segment_ciphertexts,
-            max_bin_len=MAX_CIPHERTEXT_BYTES,
-            max_str_len=0,
-            max_map_len=0,
-            max_ext_len=0,
-        )
-    except (ValueError, msgpack.UnpackException) as error:
-        raise CiphertextError("a segment is not an array of ciphertexts") from error
-    if not isinstance(blobs, list) or not blobs or not all(isinstance(blob, bytes) for blob in blobs):
-        raise CiphertextError("a segment is not an array of ciphertexts")
-    return blobs
-
-
 def chosen_ciphertext(plan: Plan, context: sealapi.SEALContext, c0: int, c1: int, scale: float) -> sealapi.Ciphertext:
     """The ciphertext with constant polynomials (c0, c1), written in SEAL's own format.
 
     Whoever decrypts (0, 1) reads the secret key: the key room does it to learn its own noise, and tests do
-    it to attack. No loader of ours takes one from outside: :func:`load_segment` demands the plan's scale.
+    it to attack. What comes from outside is always given the plan's scale, by :func:`load_segment`.
     """
-    degree = plan.poly_modulus_degree
-    words = np.repeat(np.array([c0, c1], dtype="<u8"), degree).tobytes()
-    head = _head(context.first_parms_id(), degree, 1, scale)
-    ciphertext = sealapi.Ciphertext()
-    load(ciphertext, context, _framed(head + words, compression=0))
-    return ciphertext
+    words = np.repeat(np.array([[c0], [c1]], "<u8"), plan.poly_modulus_degree, axis=1)
+    return to_seal(words, context, scale)

@@ -60,19 +60,19 @@ def pack(values: Integers, plan: Plan, canaries: Integers | None = None) -> Slot
     if canaries is not None and canaries.shape != (count, plan.canary_digits):
         raise PackingError(f"canaries of shape ({count}, {plan.canary_digits}) were expected, came {canaries.shape}")
     for part in (values, canaries):
-        if part is not None and int(np.abs(part).max()) > plan.max_value:
+        if part is not None and max(int(part.max()), -int(part.min())) > plan.max_value:
             raise PackingError(f"an integer exceeds the {plan.value_bits} bits that the plan gives one party")
-    padded = np.zeros(count * plan.values_per_ciphertext, np.int64)
-    padded[: values.size] = values
-    digits = np.zeros((count, plan.digits_per_ciphertext), np.int64)
+    digits = np.zeros((count, plan.digits_per_ciphertext))  # float64 is exact here: the plan sees to it
     if canaries is not None:
         digits[:, : plan.canary_digits] = canaries
-    digits[:, plan.canary_digits :] = padded.reshape(count, plan.values_per_ciphertext)
-    shaped = digits.reshape(count, plan.digits, plan.slots, 2)
-    total = np.zeros((count, plan.slots, 2), np.int64)
-    for digit in range(plan.digits):
-        total += shaped[:, digit] << (digit * plan.digit_bits)
-    return total.astype(np.float64).view(np.complex128)[..., 0]
+    full, rest = divmod(values.size, plan.values_per_ciphertext)
+    digits[:full, plan.canary_digits :] = values[: values.size - rest].reshape(full, plan.values_per_ciphertext)
+    digits[full:, plan.canary_digits : plan.canary_digits + rest] = values[values.size - rest :]
+    *lower, total = np.moveaxis(digits.reshape(count, plan.digits, plan.slots, 2), 1, 0)
+    for digit in reversed(lower):
+        total *= 1 << plan.digit_bits
+        total += digit
+    return total.view(np.complex128)[..., 0]
 
 
 def unpack(slots: Slots, plan: Plan) -> Unpacked:

@@ -1,11 +1,10 @@
 """The planner: the CKKS plan with the fewest bytes that keeps a federation's sums exact.
 
 plan = choose(max_parties=64, value_bits=14, parameters=11_000_000)
-explain(plan, 11_000_000).bytes_per_parameter    # 8.02
+explain(plan, 11_000_000).bytes_per_parameter    # 7.51
 
 One 60-bit prime holds a total of about 40 bits: several narrow digits share it. Where there is little to
-hold, a smaller prime makes a smaller file, for SEAL compresses the unused bytes of its 64-bit words away.
-So plans are compared by what ciphertexts were measured to take, not by what they hold in memory.
+hold, a smaller prime makes smaller ciphertexts: they take as many bits a coefficient as the prime has.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from keys.noise import MAX_RESIDUAL, WORST_SLOT
@@ -30,6 +29,7 @@ from keys.plan import (
     least_scale,
     packed,
 )
+from keys.segments import ciphertext_bytes
 
 MAX_PARAMETERS = 10**9
 SEGMENT_BYTES = 1 << 18
@@ -37,31 +37,13 @@ SEGMENT_CIPHERTEXTS = 64
 PUBLISHED_BYTES = PUBLISHED_BITS // 8
 _MAX_PARTIES_SEARCHED = 1 << PUBLISHED_BITS
 
-SAVED_BYTES = {
-    4096: (
-        27243, 31480, 33645, 35087, 35369, 35640, 35053, 34433, 33930, 40397, 42576, 44670, 46364, 47717, 48701,
-        49120, 49190, 51031, 52487, 53666, 54605, 55157, 55591, 55726, 56098, 57748, 58980, 59991, 60860, 61377,
-        61728, 61802, 62003, 62891, 63694, 64398, 65659,
-    ),
-    8192: (
-        55478, 62944, 66540, 69306, 71589, 72537, 71865, 70419, 68978, 78837, 82382, 85524, 88535, 90691, 91915,
-        92921, 94307, 96721, 100179, 103076, 106668, 109519, 111397, 111841, 112477, 115484, 117892, 119986, 
-        121675, 122700, 123377, 123521, 123962, 125741, 127345, 128743, 131200,
-    ),
-}  # fmt: skip
-"""Bytes of a saved ciphertext by ring and by data prime, from 24 to 60 bits.
-
-Median of nine encryptions each, TenSEAL 0.3 with SEAL's default compression (zstd); within 2 % for every one of
-them. At 60 bits nothing is left to compress: 16 N and a header.
-"""
-
 
 @dataclass(frozen=True)
 class Explanation:
     """What a plan means for an update of ``parameters`` values.
 
     Attributes:
-        ciphertext_bytes: one saved ciphertext, as measured.
+        ciphertext_bytes: one ciphertext.
         bytes_per_parameter: of the whole upload.
         ciphertexts, segments: of one update.
         bytes_up: one party's update, or a sum of them: what a link carries upward in a round.
@@ -122,11 +104,6 @@ def choose(
     return min(plans, key=lambda plan: (_cost(plan, parameters), plan.poly_modulus_degree, plan.digits))
 
 
-def ciphertext_bytes(plan: Plan) -> int:
-    """Bytes of one saved ciphertext, as measured."""
-    return SAVED_BYTES[plan.poly_modulus_degree][plan.prime_bits[0] - DATA_PRIME_BITS[0]]
-
-
 def explain(plan: Plan, parameters: int) -> Explanation:
     """The cost, error and reserves of ``plan`` for an update of ``parameters`` values.
 
@@ -167,34 +144,32 @@ def _exact_plans(
     canaries = canaries_for(value_bits)
     if digit_bits > PUBLISHED_BITS:
         return
-    for ring, sizes in SAVED_BYTES.items():
+    for ring in SECURITY_BITS[security]:
         scale = least_scale(ring, max_parties)
         low, high = DATA_PRIME_BITS[0], min(DATA_PRIME_BITS[1], SECURITY_BITS[security][ring] - SPECIAL_PRIME_BITS)
         for digits in itertools.count(1):
             least = max(low, least_prime_bits(packed(total, digits, digit_bits), scale))
             if least > high:
                 break
-            # A larger prime may compress better: at 32 bits half of every word is zero.
-            size, bits = min((sizes[bits - low], bits) for bits in range(least, high + 1))
-            yield Plan(
+            plan = Plan(
                 poly_modulus_degree=ring,
-                prime_bits=(bits, SPECIAL_PRIME_BITS),
+                prime_bits=(least, SPECIAL_PRIME_BITS),
                 scale=scale,
                 digits=digits,
                 digit_bits=digit_bits,
                 value_bits=value_bits,
                 max_parties=max_parties,
-                segment_ciphertexts=_segment(size, ring * digits - canaries, parameters),
                 canary_digits=canaries,
                 security=security,
                 max_noise=max_noise,
             )
+            yield replace(plan, segment_ciphertexts=_segment(plan, parameters))
 
 
-def _segment(size: int, values: int, parameters: int | None) -> int:
+def _segment(plan: Plan, parameters: int | None) -> int:
     """Ciphertexts of about 256 KB, on their way up or opened on their way down; no more than are needed."""
-    whole = round(SEGMENT_BYTES / max(size, PUBLISHED_BYTES * values))
-    needed = SEGMENT_CIPHERTEXTS if parameters is None else -(-parameters // values)
+    whole = round(SEGMENT_BYTES / max(ciphertext_bytes(plan), PUBLISHED_BYTES * plan.values_per_ciphertext))
+    needed = SEGMENT_CIPHERTEXTS if parameters is None else plan.ciphertexts(parameters)
     return max(1, min(whole, needed, SEGMENT_CIPHERTEXTS))
 
 

@@ -32,7 +32,7 @@ from node.process import describe, name_process, reap, spawn
 from node.protocol.messages import STATISTICS
 from node.sealers import Sealers
 from node.shared import read_only
-from node.sumcheck import fingerprint
+from node.sumcheck import fingerprints
 from node.tasks.base import Setup, Task
 from node.tasks.loader import BUILTIN, load_task
 from node.telemetry import Stopwatch
@@ -214,8 +214,8 @@ def contribute(
     grid = update.Grid(spec.bound if is_statistics and spec else settings.clip, settings.plan)
     integers = update.quantise(values, grid, 1.0 if is_statistics else settings.share)
     segments = settings.plan.segments(integers.size)
-    check = None if job["check_seed"] is None else fingerprint(job["check_seed"], integers, segments)
-    relay.send("trained", seconds=seconds, fingerprint=check)
+    check = None if job["check_seed"] is None else fingerprints(job["check_seed"], integers, segments)
+    relay.send("trained", seconds=seconds, fingerprints=check)
     if keyroom is not None:
         for number, part in enumerate(segments):
             own = integers[part].astype("<i4").tobytes()

@@ -1,35 +1,31 @@
 """A whole federation on one machine: every hospital its own processes, its own folder, a real ceremony.
 
-The launcher forks one supervisor per party while it is still small and knows no secret, holds the ceremony
-(``node/simulation.py``), gives every supervisor its passphrase, a few at a time, and watches. Comparisons between
-hospitals exist here alone: nowhere else may one process read two hospitals' data.
+The ceremony is held file by file as people would (``node/simulation.py``), in a process of its own; the launcher,
+which knows no secret, forks one supervisor per party, a few at a time, watches, and starts again who was killed.
+Comparisons between hospitals exist here alone: nowhere else may one process read two hospitals' data.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import resource
 import secrets
-import selectors
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from keys.errors import WardtreeError
-from node.channel import Channel, ChannelClosedError
 from node.federation import check_size
 from node.gauge import Gauge, Peak
 from node.home import Options
-from node.process import end_all, reap, spawn
+from node.launcher import Launcher, Seat, was_ended_from_outside
+from node.process import end_all
 from node.record import Record
-from node.simulation import Federation, LocalError, hold_ceremony, tree_of
+from node.simulation import Federation, LocalError, hold_ceremony, in_process, tree_of
 from node.study import Study
-from node.supervisor import run_node
 from topology import Member, Tree, check_placeable
 
 if TYPE_CHECKING:  # it brings what enclaves need
@@ -39,6 +35,9 @@ STARTING_AT_ONCE = 2 * (os.cpu_count() or 1)
 
 FAREWELL_SECONDS = 8.0
 """How long the other nodes may take to end by themselves when one could not go on."""
+
+MOST_RESTARTS = 20
+"""Who is killed oftener than this stays dead."""
 
 
 @dataclass
@@ -69,29 +68,59 @@ def run_federation(federation: Federation, watch: Callable[[Record], None]) -> O
         KeyboardInterrupt: everything is ended first.
     """
     began = time.monotonic()
-    check_size(federation.study, len(federation.data))
-    check_placeable([Member(name) for name in federation.names], federation.key_holder)
-    _allow_descriptors(len(federation.data))
-    _make_out(federation.out)
-    children: dict[str, int] = {}
     helpers: dict[str, int] = {}
+    launcher: Launcher | None = None
     try:
         gauge = Gauge()
         helpers["gauge"] = gauge.process
-        _import_once()
-        nursery = _nursery(federation.study, helpers)
-        starts, telemetry = _fork_supervisors(federation, nursery, children)
-        passphrases = hold_ceremony(federation)
+        launcher = prepare(federation, nursery=_nursery(federation.study, helpers))
         outcome = Outcome(Record(federation.names), tree_of(federation))
         outcome.ceremony_seconds = time.monotonic() - began
-        starter = _Starter(federation, starts, passphrases, outcome.tree)
-        _follow(telemetry, outcome, children, starter, watch)
+        starter = _Starter(launcher, outcome.tree)
+        _follow(launcher, outcome, starter, watch)
         outcome.seconds = time.monotonic() - began
         outcome.start_seconds = starter.all_ready_after
         outcome.peak = gauge.stop()
         return outcome
     finally:
-        end_all({**children, **helpers})
+        if launcher:
+            launcher.end_all()
+        end_all(helpers)
+
+
+def prepare(
+    federation: Federation,
+    endpoints: Mapping[str, str] | None = None,
+    networks: Mapping[str, str] | None = None,
+    nursery: Nursery | None = None,
+) -> Launcher:
+    """Hold the ceremony, in a process of its own, in a new or empty folder; gives what starts the nodes.
+
+    Args:
+        endpoints: as for :func:`hold_ceremony`.
+        networks: the network namespace of each node.
+        nursery: see :class:`Launcher`.
+
+    Raises:
+        WardtreeError: such a federation cannot be.
+    """
+    check_size(federation.study, len(federation.data))
+    check_placeable([Member(name) for name in federation.names], federation.key_holder)
+    _allow_descriptors(len(federation.data))
+    _make_out(federation.out)
+    _import_once()
+    letters = {name: os.memfd_create("wardtree passphrase", os.MFD_CLOEXEC) for name in federation.names}
+    in_process(_hold_apart, federation, endpoints, letters)
+    rounds = federation.study.rounds + 1
+    seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
+    models = {federation.key_holder: federation.out / "models"}  # one copy of each is enough to compare
+    seats = {
+        name: Seat(
+            federation.home(name), letters[name], Options(tuple(seeds), models.get(name)), (networks or {}).get(name)
+        )
+        for name in federation.names
+    }
+    return Launcher(seats, nursery)
 
 
 def _allow_descriptors(parties: int) -> None:
@@ -118,6 +147,11 @@ def _nursery(study: Study, helpers: dict[str, int]) -> Nursery | None:
     return nursery
 
 
+def _hold_apart(federation: Federation, endpoints: Mapping[str, str] | None, letters: Mapping[str, int]) -> None:
+    for name, passphrase in hold_ceremony(federation, endpoints).items():
+        os.write(letters[name], passphrase.encode())
+
+
 def _import_once() -> None:
     """Import what every room needs before forking them all: imports only, nothing is made, no torch."""
     for module in ("node.relay", "node.enclave", "node.keyroom", "node.tasks.synthetic"):
@@ -130,50 +164,6 @@ def _make_out(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def _fork_supervisors(
-    federation: Federation, nursery: Nursery | None, children: dict[str, int]
-) -> tuple[dict[str, Channel], dict[str, Channel]]:
-    """One supervisor a party, waiting for its start; none holds another's pipes."""
-    starts: dict[str, Channel] = {}
-    telemetry: dict[str, Channel] = {}
-    sys.stdout.flush()
-    for name in federation.names:
-        ours, theirs = Channel.pair()
-        start, wait = Channel.pair()
-        inherited = [ours, start, *starts.values(), *telemetry.values()]
-        children[name] = spawn(
-            signal.SIGKILL, _supervise, federation.home(name), federation.out, wait, theirs, nursery, inherited
-        )
-        wait.close()
-        theirs.close()
-        starts[name], telemetry[name] = start, ours
-    return starts, telemetry
-
-
-def _supervise(
-    home: Path,
-    out: Path,
-    wait: Channel,
-    telemetry: Channel,
-    nursery: Nursery | None,
-    inherited: list[Channel],
-) -> None:
-    for channel in inherited:
-        channel.close()
-    try:
-        start = wait.receive()
-    except ChannelClosedError:
-        raise SystemExit(2) from None
-    wait.close()
-    options = Options(tuple(start["check_seeds"]), out / "models" if start["history"] else None)
-    try:
-        code = run_node(home, lambda: start["passphrase"], telemetry, options, nursery)
-    except WardtreeError as error:
-        telemetry.send("stopped", party=home.name, time=time.time(), error=str(error))
-        code = 2
-    raise SystemExit(code)
-
-
 class _Starter:
     """Starts the nodes a few at a time: hundreds that all start at once only wait for each other.
 
@@ -181,17 +171,17 @@ class _Starter:
     waits for all of them no longer than the study says.
     """
 
-    def __init__(
-        self, federation: Federation, starts: Mapping[str, Channel], passphrases: Mapping[str, str], tree: Tree
-    ) -> None:
-        self._federation, self._starts, self._passphrases = federation, starts, passphrases
+    def __init__(self, launcher: Launcher, tree: Tree) -> None:
+        self._launcher = launcher
         self._waiting = sorted(tree.parent, key=tree.depth, reverse=True)
-        self._waiting.insert(0, federation.key_holder)
+        self._waiting.insert(0, tree.key_holder)
         self._starting: set[str] = set()
-        rounds = federation.study.rounds + 1
-        self._seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
         self._began = time.monotonic()
         self.all_ready_after = 0.0
+
+    @property
+    def is_done(self) -> bool:
+        return not self._waiting
 
     def go_on(self, ready_or_ended: Set[str]) -> None:
         """Start as many more as may be starting at once."""
@@ -201,50 +191,30 @@ class _Starter:
         while self._waiting and len(self._starting) < STARTING_AT_ONCE:
             name = self._waiting.pop()
             self._starting.add(name)
-            keep = name == self._federation.key_holder  # one copy of each published model is enough to compare
-            start = self._starts[name]
-            start.send("start", passphrase=self._passphrases[name], check_seeds=self._seeds, history=keep)
-            start.close()
+            self._launcher.start(name)
         self.all_ready_after = time.monotonic() - self._began
 
 
-def _follow(
-    telemetry: Mapping[str, Channel],
-    outcome: Outcome,
-    children: dict[str, int],
-    starter: _Starter,
-    watch: Callable[[Record], None],
-) -> None:
-    """Take every node's events until all have ended. When one cannot go on, give the others a moment."""
-    starter.go_on(set())
-    record = outcome.record
-    selector = selectors.DefaultSelector()
-    for name, channel in telemetry.items():
-        assert channel.read is not None
-        selector.register(channel.read, selectors.EVENT_READ, (name, channel))
-    deadline: float | None = None
-    while selector.get_map():
-        for key, _ in selector.select(0.2):
-            name, channel = key.data
-            for event in _drain(channel):
-                if event is None:
-                    selector.unregister(key.fd)
-                    outcome.codes[name] = reap(children.pop(name))
-                else:
-                    record.take(event)
+def _follow(launcher: Launcher, outcome: Outcome, starter: _Starter, watch: Callable[[Record], None]) -> None:
+    """Take every node's events until all have ended. Who was killed is started again; when one cannot go on, the
+    others have a moment."""
+    record, restarts = outcome.record, dict.fromkeys(outcome.record.parties, 0)
+    deadline = math.inf
+    while (launcher.running or not starter.is_done) and time.monotonic() < deadline:
         starter.go_on(record.ready | outcome.codes.keys())
+        for event in launcher.listen(0.2):
+            if event["kind"] != "ended":
+                record.take(event)
+                continue
+            name, code = event["party"], event["code"]
+            if was_ended_from_outside(code) and restarts[name] < MOST_RESTARTS:
+                restarts[name] += 1
+                record.warnings.append(f"{name}: was killed, and is started again")
+                launcher.start(name)
+            else:
+                outcome.codes[name] = code
+                if code:
+                    deadline = min(deadline, time.monotonic() + FAREWELL_SECONDS)
         watch(record)
-        if deadline is None and any(outcome.codes.values()):
-            deadline = time.monotonic() + FAREWELL_SECONDS
-        if deadline is not None and time.monotonic() > deadline:
-            for name in children:
-                outcome.codes.setdefault(name, 1)
-            return
-
-
-def _drain(channel: Channel) -> Iterator[dict[str, Any] | None]:
-    try:
-        while (event := channel.poll()) is not None:
-            yield event
-    except ChannelClosedError:
-        yield None
+    for name in launcher.running:
+        outcome.codes[name] = 1

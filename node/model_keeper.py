@@ -1,24 +1,30 @@
-"""The global model at the relay: what was published is staged, applied at the close, saved."""
+"""The global model at the relay: what was published is staged, applied at the close, saved, handed on."""
 
 from __future__ import annotations
 
-import zipfile
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from node import update
-from node.home import MODEL, Home, Options
+from node.continuation import base_model
+from node.home import BASE, MODEL, OPENED, Home, HomeError, Options
 from node.protocol import events as ev
+from node.published import (
+    OpenedTotals,
+    PublishedError,
+    load_model,
+    save_model,
+    state_from,
+    state_part,
+    state_size,
+)
 from node.shared import SharedModel
-from node.sumcheck import fingerprint
+from node.sumcheck import fingerprints
 from node.tasks.base import StatisticsSpec
 from node.telemetry import Telemetry
-
-_PIECE = 1 << 20
-"""Bytes of a file that are written at a time."""
 
 
 class ModelKeeper:
@@ -28,14 +34,22 @@ class ModelKeeper:
         self._home, self._options, self._telemetry = home, options, telemetry
         self._grid = update.Grid(home.study.aggregation.clip, home.plan)
         self._spec: StatisticsSpec | None = None
-        self._staged = np.zeros(0, np.int32)
-        self._count = 0
+        self._staged: list[bytes] = []
+        self._opened = OpenedTotals(home.path / OPENED) if home.is_key_holder else None
+        self._base = base_model(home)
+        self.begins = self._base.round if self._base else -1
         self.shared = SharedModel(1)
         self.model = update.Model(-1, self.shared.parameters[:0])
 
     @property
     def digest(self) -> bytes:
         return self.model.digest(self._home.digest)
+
+    @property
+    def size(self) -> int:
+        return state_size(self.model)
+
+    # ---- at the start -----------------------------------------------------------------------------------
 
     def begin(self, length: int, start: int, values: bytes) -> None:
         """Take a piece of the first model from the enclave that prepares the data; all come before the last word."""
@@ -45,82 +59,135 @@ class ModelKeeper:
         piece = np.frombuffer(values, dtype="<f4")
         self.model.parameters[start : start + piece.size] = piece
 
-    def prepared(self, message: dict[str, Any]) -> ev.Ready:
-        """The enclave that prepared the data is done: what a round of each kind sums."""
+    def prepared(self, message: dict[str, Any]) -> None:
+        """The enclave that prepared the data is done: what a round of each kind sums. The first model is that of the
+        enclave, unless this version of the manifest goes on from a published one.
+
+        Raises:
+            HomeError: the model that the manifest goes on from is not one of this task.
+        """
         if message["statistics"]:
             self._spec = StatisticsSpec(*message["statistics"])
+        if self._base:
+            self._check_base(self._base)
+            self._take(self._base)
+            self._base = None
         self._save_history()
-        return ev.Ready(self.digest, self.model.parameters.size, self._spec.length if self._spec else 0)
 
-    def stage(self, segment: int, integers: bytes) -> None:
-        """Keep a published segment until the close."""
-        if not self._staged.size:  # the kernel gives a page only when it is written to, and takes all back at once
-            self._staged = np.empty(max(self.model.parameters.size, self._spec.length if self._spec else 0), np.int32)
-        part = np.frombuffer(integers, dtype="<i4")
-        start = segment * self._home.plan.values_per_segment
-        self._count = start + part.size
-        self._staged[start : self._count] = part
+    def _check_base(self, base: update.Model) -> None:
+        sums = 0 if base.statistics is None else base.statistics.size
+        if (base.parameters.size, sums) != self.lengths:
+            raise HomeError(
+                f"{self._home.path / BASE}: the model that this version goes on from has {base.parameters.size} "
+                f"parameters and {sums} statistics; the task here has {self.lengths[0]} and {self.lengths[1]}"
+            )
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Integers of a training round and of the statistics round."""
+        return self.model.parameters.size, self._spec.length if self._spec else 0
+
+    def resume(self, chain: Sequence[ev.Published]) -> tuple[tuple[ev.Published, ...], ev.Resumed | None]:
+        """Go back to the state before this node was interrupted, as far as its ledger can prove it.
+
+        Returns:
+            The closes behind the state that we hold now, and at the key holder the round that was not closed.
+        """
+        totals = self._opened.read() if self._opened else []
+        try:
+            saved = load_model(self._home.path / MODEL)
+        except PublishedError:
+            saved = self.model  # none: this is the first start
+        states = [self.digest, *(published.close.state for published in chain)]
+        digest = saved.digest(self._home.digest)
+        held = totals[0].total.base if totals else b""
+        if digest in states:
+            self._take(saved)
+            chain = chain[: states.index(digest)]
+        elif totals and held == states[-1]:  # applied and saved, but not yet in the ledger
+            self._take(saved)
+            return tuple(chain), self._resumed(totals, applied=True)
+        else:
+            chain = ()  # the state that the ledger names is lost: our parent has it
+        if totals and held == self.digest:
+            self._staged = [command.total.integers for command in totals]
+            return tuple(chain), self._resumed(totals, applied=False)
+        return tuple(chain), None
+
+    def _resumed(self, totals: list[ev.Stage], applied: bool) -> ev.Resumed:
+        total, purpose = totals[0].total, totals[0].purpose
+        return ev.Resumed(total.round, total.base, purpose, total.contributors, len(totals), applied)
+
+    # ---- in a round -------------------------------------------------------------------------------------
+
+    def stage(self, command: ev.Stage) -> None:
+        """Keep a published total until its round is closed."""
+        if self._opened:
+            self._opened.add(command)
+        self._staged.append(command.total.integers)
 
     def apply(self, command: ev.Apply) -> bytes:
         """Apply the staged totals that the close lists; gives the new state's digest."""
-        total = self._staged[: min(self._count, command.segments * self._home.plan.values_per_segment)]
-        self._check_sums(command, total)
+        staged = self._staged[: command.segments]
+        self._check_sums(command, staged)
         self.model = update.apply(
             self.model,
             command.round,
             command.purpose,
-            total,
+            staged,
             command.contributors,
             self._home.manifest.weights,
             self._spec,
             self._grid,
         )
-        self._save_history()
+        self._save_state()
         return self.digest
+
+    def _take(self, model: update.Model) -> None:
+        """Another state as ours: its parameters go where our enclaves read them."""
+        self.shared.parameters[:] = model.parameters
+        self.model = replace(model, parameters=self.shared.parameters)
+
+    def _save_state(self) -> None:
+        save_model(self._home.path / MODEL, self.model, durable=self._home.is_key_holder)
+        self._save_history()
+
+    def kept(self) -> None:
+        """The round's close is in the ledger."""
+        if self._opened:
+            self._opened.clear()
 
     def wipe(self) -> int:
         """Forget the staged totals; gives the number of bytes."""
-        wiped = update.wipe(self._staged[: self._count])
-        self._staged, self._count = np.zeros(0, np.int32), 0
-        return wiped
+        return update.wipe(self._staged)
+
+    # ---- for who was away -------------------------------------------------------------------------------
+
+    def part(self, number: int) -> bytes:
+        """One part of the state, for a neighbour that missed it."""
+        return state_part(self.model, number, 4 * self._home.plan.values_per_segment)
+
+    def adopt(self, command: ev.Adopt) -> bool:
+        """Take a state that we were handed, if it is the one that the key holder signed."""
+        model = state_from(command.parts)
+        if model is None or model.digest(self._home.digest) != command.closes[-1].close.state:
+            return False
+        self._take(model)
+        self._save_state()
+        return True
 
     def check_seed(self, round_: int) -> bytes | None:
         """The round's seed of the debug check, if the manifest allows it and the launcher asked for it."""
         allowed = "check-sums" in self._home.manifest.debug and round_ < len(self._options.check_seeds)
         return self._options.check_seeds[round_] if allowed else None
 
-    def save(self) -> None:
-        """Write the final model into the home."""
-        save_model(self._home.path / MODEL, self.model)
-
-    def _check_sums(self, command: ev.Apply, total: NDArray[np.int32]) -> None:
+    def _check_sums(self, command: ev.Apply, staged: list[bytes]) -> None:
         seed = self.check_seed(command.round)
         if seed is not None:
-            value = fingerprint(seed, total, self._home.plan.segments(total.size))
-            self._telemetry.tell("total", round=command.round, value=value)
+            total = np.frombuffer(b"".join(staged), dtype="<i4")
+            values = fingerprints(seed, total, self._home.plan.segments(total.size))
+            self._telemetry.tell("total", round=command.round, values=values)
 
     def _save_history(self) -> None:
         if self._options.history:
             save_model(self._options.history / f"round-{self.model.round + 1:05}.npz", self.model)
-
-
-def save_model(path: Path, model: update.Model) -> None:
-    """The published model and nothing else, as plain arrays: what ``numpy.savez`` writes, without its 16 MB pieces."""
-    statistics = model.statistics if model.statistics is not None else np.zeros(0)
-    arrays = {"parameters": model.parameters, "statistics": statistics, "parties": model.parties, "round": model.round}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, value in arrays.items():
-            array = np.asarray(value)
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-                data = array.reshape(-1).view(np.uint8).data
-                for start in range(0, len(data), _PIECE):
-                    file.write(data[start : start + _PIECE])
-
-
-def load_model(path: Path) -> update.Model:
-    """The inverse of :func:`save_model`."""
-    with np.load(path, allow_pickle=False) as arrays:
-        statistics = arrays["statistics"] if arrays["statistics"].size else None
-        return update.Model(int(arrays["round"]), arrays["parameters"], statistics, int(arrays["parties"]))

@@ -16,6 +16,10 @@ from keys.errors import WardtreeError
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 4, 15, 38
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+_CLONE_NEWNET = 0x40000000
+ENDED_FROM_OUTSIDE = os.EX_TEMPFAIL
+"""The exit code of a node of which a process was killed: started again, it goes on."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -73,6 +77,12 @@ def harden() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
 
 
+def allow_descriptors() -> None:
+    """As many open files as the machine allows this process: strangers may hold many of them for a moment."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def name_process(name: str) -> None:
     """What ``ps -o comm`` shows: at most 15 characters of it are kept by the kernel."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
@@ -82,6 +92,16 @@ def name_process(name: str) -> None:
 def prctl(option: int, value: int) -> None:
     if _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
         raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+def enter_network(name: str) -> None:
+    """Go into a network namespace that ``ip netns add`` made; for root only."""
+    descriptor = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.setns(descriptor, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"setns {name}")
+    finally:
+        os.close(descriptor)
 
 
 def reap(child: int) -> int:

@@ -1,7 +1,7 @@
 """The relay: the one process of a node with sockets, and the one that lives as long as the node.
 
-It holds ciphertext, signatures, the public key and the current global model: never data, an update or a
-secret key. It turns what happens on sockets, pipes and clocks into events for the round machine, and does
+It holds ciphertext, signatures and the current global model: never data, an update or a key of the
+encryption. It turns what happens on sockets, pipes and clocks into events for the round machine, and does
 what the machine commands.
 """
 
@@ -13,37 +13,41 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from keys import segments
 from keys.canaries import round_key
-from keys.ceremony import PUBLIC_KEY, load_identity
-from keys.ciphertexts import CiphertextError
-from keys.ckks import Sealer
+from keys.ceremony import load_identity
 from keys.errors import WardtreeError
+from keys.segments import CiphertextError
 from node import update
 from node.channel import Channel, ChannelClosedError
 from node.gauge import own_usage
-from node.home import LEDGER, Home, HomeError, Options
+from node.history import history_of
+from node.home import LEDGER, Home, Options
 from node.ledger import Ledger
 from node.model_keeper import ModelKeeper
-from node.neighbours import REINTRODUCE_SECONDS, Neighbours
-from node.process import name_process
+from node.neighbours import BEAT_SECONDS, Neighbours
+from node.process import ENDED_FROM_OUTSIDE, allow_descriptors, name_process
 from node.protocol import events as ev
 from node.protocol.contributor import Contributor
 from node.protocol.keyholder import KeyHolder
-from node.protocol.messages import Partial
+from node.protocol.messages import Partial, Snapshot
 from node.protocol.party import Party
-from node.rooms import Enclave, RoomError, Template, round_job
+from node.refusals import Refusals
+from node.rooms import Enclave, RoomEndedError, RoomError, Template, round_job
 from node.telemetry import Stopwatch, Telemetry
 
-INTRODUCE = "introduce"
+BEAT = "beat"
 """The one timer that is the relay's own and not the machine's."""
 
 
 @dataclass
 class Current:
-    """The round in hand, and its enclave: ``pulls`` is how many of its messages may be taken now."""
+    """The round in hand, and its enclave: ``pulls`` is how many of its messages may be taken now. ``open``: at the
+    key holder, the key room has a process for it."""
 
     round: int = -1
     purpose: str = ""
+    open: bool = False
     enclave: Enclave | None = None
     pulls: int = 0
     began: float = 0.0
@@ -59,11 +63,12 @@ def run_relay(
 ) -> None:
     """Run until the study ends; raises SystemExit with the node's exit code."""
     name_process(f"relay {home.name}")
+    allow_descriptors()
     try:
         code = Relay(home, passphrase, template, keyroom, telemetry, options).run()
     except WardtreeError as error:
         telemetry.tell("stopped", error=str(error))
-        code = 2
+        code = ENDED_FROM_OUTSIDE if isinstance(error, RoomEndedError) else 2
     raise SystemExit(code)
 
 
@@ -83,11 +88,10 @@ class Relay:
         self.template, self.keyroom = Template(template), keyroom
         self.identity = load_identity(home.path, passphrase)
         self.ledger = Ledger(home.path / LEDGER, self.identity.sign)
-        _refuse_a_second_start(home, self.ledger)
-        self.sealer = Sealer(home.plan, (home.path / PUBLIC_KEY).read_bytes())
         self.keeper = ModelKeeper(home, options, telemetry)
-        self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.tree, home.rules)
-        self.neighbours = Neighbours(home, self.identity, self._refused)
+        self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.placement, home.rules)
+        self.refused = Refusals(self._tell_refused)
+        self.neighbours = Neighbours(home, self.identity, self.refused)
         self.transport = self.neighbours.transport
         self.current = Current()
         self.timers: dict[str, float] = {}
@@ -105,10 +109,11 @@ class Relay:
                 self.transport.watch(descriptor)
         self.telemetry.tell("usage", when="began", **asdict(own_usage()))
         self._start_enclave("prepare")
+        self.timers[BEAT] = time.monotonic() + BEAT_SECONDS
         while self.exit_code is None:
             messages, descriptors, connected = self.transport.poll(self._patience())
-            if connected:
-                self.neighbours.introduce()
+            for peer in connected:
+                self.neighbours.introduce(peer)
             for peer, parts in messages:
                 for event in self.neighbours.take(peer, parts):
                     self._note(event)
@@ -137,18 +142,19 @@ class Relay:
 
     def _expire(self) -> None:
         now = time.monotonic()
-        if self.neighbours.is_second:
-            self.timers.setdefault(INTRODUCE, now + REINTRODUCE_SECONDS)
         for timer in [timer for timer, due in self.timers.items() if due <= now]:
             if self.timers.pop(timer, None) is None:
                 continue  # an earlier one stopped it
-            if timer == INTRODUCE:
-                self.neighbours.introduce()
+            if timer == BEAT:
+                self.timers[BEAT] = now + BEAT_SECONDS
+                self.refused.beat()
+                for event in self.neighbours.beat():
+                    self._happen(event)
             else:
                 self._happen(ev.Expired(timer))
 
-    def _refused(self, who: str, expected: str, came: str) -> None:
-        self.telemetry.tell("dropped", who=who, expected=expected, came=came)
+    def _tell_refused(self, who: str, expected: str, came: str, times: int) -> None:
+        self.telemetry.tell("dropped", who=who, expected=expected, came=came, times=times)
 
     def _note(self, event: ev.Event) -> None:
         """The inbound log: every ciphertext that ever reached this node, and whose sum it claims to be."""
@@ -200,13 +206,11 @@ class Relay:
                 self.keeper.begin(message["parameters"], message["start"], message["values"])
             case "prepared":
                 self._end_enclave()
-                ready = self.keeper.prepared(message)
-                self.telemetry.tell("ready", parameters=ready.parameters, examples=message["examples"])
-                self._happen(ready)
+                self._get_ready(message)
             case "trained":
                 self._stage_time("train", message["seconds"])
-                if message["fingerprint"] is not None:
-                    self.telemetry.tell("fingerprint", round=round_, value=message["fingerprint"])
+                if message["fingerprints"] is not None:
+                    self.telemetry.tell("fingerprints", round=round_, values=message["fingerprints"])
                 if self.home.is_key_holder:
                     self._pause_enclave()
                     self._happen(ev.Contributed(round_))
@@ -217,6 +221,29 @@ class Relay:
             case "error":
                 self._end_enclave()
                 self._lost(message["text"])
+
+    def _get_ready(self, message: dict[str, Any]) -> None:
+        """Our data and first model are there: go on from what our ledger says that we did before."""
+        self.keeper.prepared(message)
+        parameters, statistics = self.keeper.lengths
+        past = history_of(self.ledger, self.home, self.neighbours.codec, self.keeper.digest)
+        chain, resumed = self.keeper.resume(past.chain)
+        self.telemetry.tell("ready", parameters=parameters, examples=message["examples"])
+        if resumed and resumed.applied:
+            self._tell_applied(resumed.round, self.keeper.digest, resumed.contributors)
+        self._happen(
+            ev.Ready(
+                self.keeper.digest,
+                parameters,
+                statistics,
+                self.keeper.size,
+                chain,
+                past.last_round,
+                past.last_forwarded,
+                self.keeper.begins,
+                resumed,
+            )
+        )
 
     def _pause_enclave(self) -> None:
         """The machine's pull is served: leave the rest in the pipe, which holds the enclave back."""
@@ -245,19 +272,20 @@ class Relay:
         try:
             message = self.keyroom.poll()
         except ChannelClosedError as error:
-            raise RoomError("the key room ended") from error
+            raise RoomEndedError("the key room ended; start this node again, and it goes on") from error
         match message or {}:
             case {"kind": "error", "text": text}:
                 raise RoomError(text)
             case {"kind": "opened", "round": round_, "segment": segment, "integers": integers, "seconds": seconds}:
                 self._stage_time("open", seconds)
                 self._happen(ev.Opened(round_, segment, integers))
+            case {"kind": "own lost", "round": round_}:
+                self._lost("the key room did not get it")
             case {"kind": "refused", "round": round_, "segment": segment}:
                 self._happen(ev.OpeningRefused(round_, segment))
 
     def _open(self, command: ev.OpenTotal) -> None:
         assert self.keyroom
-        length = self.machine.lengths[self.current.purpose]
         self.keyroom.send(
             "open",
             round=command.round,
@@ -265,7 +293,7 @@ class Relay:
             base=self.machine.base,
             others=sorted(command.others),
             own=self.home.name if command.own else None,
-            length=self.home.rules.segment_length(length, command.segment),
+            length=self._segment_length(command.segment),
             ciphertexts=command.ciphertexts,
         )
 
@@ -280,7 +308,7 @@ class Relay:
             case ev.Consume(peer):
                 self.neighbours.consume(peer)
             case ev.Drop(who, expected, came):
-                self._refused(who, expected, came)
+                self.refused(who, expected, came)
             case ev.Train(round_, purpose):
                 self._train(round_, purpose)
             case ev.PullSegment(_, segment):
@@ -291,10 +319,23 @@ class Relay:
                 self.ledger.append(what=what, round=round_, segment=segment, contributors=sorted(contributors))
             case ev.OpenTotal():
                 self._open(command)
-            case ev.Stage(_, segment, integers):
-                self.keeper.stage(segment, integers)
+            case ev.Stage():
+                self.keeper.stage(command)
             case ev.Apply():
                 self._apply(command)
+            case ev.Keep(published):
+                self._keep(published)
+            case ev.SendState(peer, part, parts):
+                snapshot = Snapshot(self.keeper.digest, part, parts, self.keeper.part(part))
+                self.neighbours.send(peer, snapshot, peer)
+            case ev.Adopt():
+                adopted = self.keeper.adopt(command)
+                state = ev.Adopted(self.keeper.digest, self.keeper.size)
+                self.events.append(state if adopted else ev.NotAdopted())
+            case ev.Dial(peer):
+                self.neighbours.dial(peer)
+            case ev.HangUp(peer):
+                self.neighbours.hang_up(peer)
             case ev.Wipe(round_):
                 self._wipe(round_)
             case ev.SetTimer(timer, seconds):
@@ -314,18 +355,24 @@ class Relay:
         )
         job = round_job(self.keeper.model, round_, purpose, self.keeper.check_seed(round_), canary_key)
         self._start_enclave("round", model=self.keeper.shared.descriptor, **job)
+        self.current.open = self.keyroom is not None
 
     def _merge(self, command: ev.Merge) -> None:
         watch = Stopwatch()
+        plan, place = self.home.plan, (command.round, command.attempt, command.segment)
+        ciphertexts = plan.ciphertexts(self._segment_length(command.segment))
         try:
-            total = update.merge(self.sealer, command.parts)
-        except CiphertextError as error:
-            # One of our children's parts is no ciphertext of this plan: nothing more goes up from here.
-            self._refused("a child", "ciphertexts of this federation's plan", str(error))
-            self.events.append(ev.OwnLost(command.round))
+            total = update.merge(plan, command.parts)
+        except CiphertextError:
+            total = b""
+        if len(total) != segments.segment_bytes(plan, ciphertexts):
+            self.events.append(ev.NotMerged(*place, segments.faulty(command.parts, plan, ciphertexts)))
             return
         self._stage_time("merge", watch.seconds)
-        self.events.append(ev.Merged(command.round, command.segment, total))
+        self.events.append(ev.Merged(*place, total))
+
+    def _segment_length(self, segment: int) -> int:
+        return self.home.rules.segment_length(self.machine.lengths[self.current.purpose], segment)
 
     def _apply(self, command: ev.Apply) -> None:
         self._end_enclave()  # nothing of it counts in this round any more, and the model changes under it
@@ -335,48 +382,42 @@ class Relay:
         if command.state not in (None, state):
             self._stop(f"round {command.round}: the model here differs from the key holder's after the same totals")
             return
-        contributors = sorted(command.contributors)
+        self._tell_applied(command.round, state, command.contributors)
+        self.events.append(ev.Applied(command.round, state, self.keeper.size))
+
+    def _tell_applied(self, round_: int, state: bytes, contributors: frozenset[str]) -> None:
+        seconds = time.monotonic() - self.current.began if round_ == self.current.round else 0.0
+        names = sorted(contributors)
+        self.telemetry.tell("applied", round=round_, state=state.hex(), seconds=seconds, contributors=names)
+
+    def _keep(self, published: ev.Published) -> None:
+        """The key holder's signed word goes into the ledger: with it this node can prove its state to itself."""
+        close = published.close
+        frame = published.frame or self.neighbours.sign(close, "")
+        contributors = sorted(close.contributors)
         self.ledger.append(
             what="closed",
-            round=command.round,
+            round=close.round,
             contributors=contributors,
-            segments=command.segments,
-            state=state.hex(),
+            segments=close.segments,
+            state=close.state.hex(),
             left_out=self.home.name not in contributors,
+            frame=frame.envelope.hex(),
             time=int(time.time()),
         )
-        seconds = time.monotonic() - self.current.began
-        self.telemetry.tell(
-            "applied", round=command.round, state=state.hex(), seconds=seconds, contributors=contributors
-        )
-        self.events.append(ev.Applied(command.round, state))
+        self.keeper.kept()
 
     def _wipe(self, round_: int) -> None:
         self._end_enclave()
-        if self.keyroom:
+        if self.keyroom and self.current.open:
             self.keyroom.send("close")
+            self.current.open = False
         self.telemetry.tell("wiped", round=round_, bytes=self.keeper.wipe())
 
     def _stop(self, error: str | None) -> None:
-        if error is None:
-            self.keeper.save()
+        self.refused.sum_up()
         traffic = self.neighbours.traffic
-        self.telemetry.tell("traffic", sent=traffic.sent, received=traffic.received, parent=self.neighbours.parent)
+        self.telemetry.tell("traffic", sent=traffic.sent, received=traffic.received, parent=self.machine.parent)
         self.telemetry.tell("usage", when="ended", **asdict(own_usage()))
         self.telemetry.tell("stopped", error=error, state=self.keeper.digest.hex())
         self.exit_code = 0 if error is None else 1
-
-
-def _refuse_a_second_start(home: Home, ledger: Ledger) -> None:
-    """A round that was ever aggregated is never aggregated again, so an interrupted study needs version k+1."""
-    rounds: list[int] = []
-    for entry in ledger.entries:
-        if entry["what"] == "started":
-            rounds = [] if entry["manifest"] != home.manifest.digest else rounds
-        else:
-            rounds.append(entry["round"])
-    if rounds:
-        raise HomeError(
-            f"{home.path}: this node has already taken part in rounds up to {max(rounds)} under this manifest; "
-            "sign a new version to run again"
-        )

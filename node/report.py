@@ -145,7 +145,9 @@ def _rounds(record: Record, tree: Tree) -> list[dict[str, Any]]:
 
 def _dropped(record: Record) -> list[dict[str, Any]]:
     """Messages and handshakes that were refused, each kind once, with how often it came."""
-    counts = Counter((each["who"], each["expected"], each["came"]) for each in record.dropped)
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for each in record.dropped:
+        counts[each["who"], each["expected"], each["came"]] += each["times"]
     return [
         {"who": who, "expected": expected, "came": came, "count": count}
         for (who, expected, came), count in sorted(counts.items())

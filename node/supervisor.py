@@ -19,12 +19,16 @@ from typing import TYPE_CHECKING
 from keys.errors import WardtreeError
 from node.channel import Channel
 from node.home import Home, Options, load_home, lock_home
-from node.process import name_process, reap, spawn
+from node.process import ENDED_FROM_OUTSIDE, name_process, reap, spawn
 from node.telemetry import Telemetry
 
 if TYPE_CHECKING:  # what each room imports stays out of this process
     from node.enclave import EnclaveSettings
     from node.warm import Nursery
+
+
+class EndedFromOutsideError(WardtreeError):
+    """A process of this node was killed."""
 
 
 def run_node(
@@ -44,9 +48,11 @@ def run_node(
         nursery: a process that forks the template instead of this one, in a local run.
 
     Returns:
-        The exit code: 0 the study is complete, 1 it failed, 2 this node could not start or go on.
+        The exit code: 0 the study is complete, 1 it failed, 2 this node could not start or go on, 75 a process of
+        it was killed and it goes on when it is started again.
 
     Raises:
+        EndedFromOutsideError: that process was the relay.
         WardtreeError: the home is not ready.
     """
     home = load_home(path, datetime.now(UTC))
@@ -96,7 +102,11 @@ def _run(
         relay_end.close()
     code = reap(relay)
     children.remove(relay)
-    if code not in (0, 1, 2):
+    if code < 0:
+        raise EndedFromOutsideError(
+            f"{home.name}: the relay was ended by signal {-code}; start this node again, and it goes on"
+        )
+    if code not in (0, 1, 2, ENDED_FROM_OUTSIDE):
         raise WardtreeError(f"{home.name}: the relay ended with {code}; see its message above")
     return code
 

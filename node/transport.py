@@ -1,15 +1,18 @@
 """ZeroMQ sockets with CURVE: the only module that touches a network.
 
-A node binds one ROUTER for its children and dials its parent with one DEALER. Who may connect is decided
+A node that listens binds one ROUTER, and dials those above it with one DEALER each. Who may connect is decided
 by the manifest's CURVE keys alone (ZAP, a named domain that fails closed); who is speaking is the key that
-the handshake proved, never the routing id, which the peer picks.
+the handshake proved, never the routing id, which the peer picks. What a connection may hold of us before we
+can see it is limited in ``connections.py``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import zmq
@@ -19,19 +22,41 @@ from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from keys.errors import WardtreeError
+from node.connections import Connections
 
 DOMAIN = "wardtree"
-HANDSHAKE_MS, HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 5_000, 15_000
+HANDSHAKE_MS, CONNECT_MS = 5_000, 3_000
+DEAD_SECONDS = 15
+"""After so long without a sign of life the kernel closes a connection. ZeroMQ's own heartbeats are off: libzmq 4.3.5
+aborts the process (``!_io_error``) when a peer fills our queue, hangs up, and a heartbeat is due."""
+
 REDIAL_SECONDS = 1.0
 PATIENT_FAILURES = 5
+REFUSED = b"wardtree: another node with your identity is connected"
+CHECK_SECONDS = 0.1
+"""So often we look at what came over connections, whether or not it makes a message."""
+
+MOST_PARTS = 4
+"""Of a message: the route at a ROUTER, a link's header, and its item of two."""
+
+MOST_MESSAGES, MOST_BYTES = 64, 8 << 20
+"""Taken from one socket in one turn, so that others have theirs; bytes are counted after a message."""
+
+UNREAD_MESSAGES = 8
+"""Of the largest size, that one connection may have under way: an honest peer's credit is for less."""
+
+_ENDED = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 _MONITORED = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_CONNECTED
+    | _ENDED
 )
 
 Log = Callable[[str, str, str], None]
+Configure = Callable[[Any], None]
 
 
 class TransportError(WardtreeError):
@@ -75,31 +100,25 @@ class Transport:
     """The sockets of one node. Not thread-safe; everything happens in :meth:`poll`."""
 
     def __init__(
-        self,
-        curve_secret: bytes,
-        roster: Iterable[Peer],
-        bind: str | None,
-        parent: Peer | None,
-        log: Log,
-        max_message: int,
+        self, curve_secret: bytes, roster: Iterable[Peer], bind: str | None, log: Log, max_message: int
     ) -> None:
-        """Bind and dial.
+        """Bind.
 
         Args:
             curve_secret: this node's X25519 secret, 32 bytes.
-            roster: every party that may connect.
-            bind: ``host:port`` for children, None for a node that has none.
-            parent: whom to dial, None for the key holder.
+            roster: every party that may connect or be dialled.
+            bind: ``host:port``, None for a node that only dials out.
             log: called with who, what was expected, what came, for everything refused.
             max_message: bytes of one part of a message; a peer that sends more is disconnected.
 
         Raises:
             TransportError: the port is in use, or the address is not ours.
         """
-        self._names = {z85.encode(peer.curve_key): peer.name for peer in roster}
-        self._log, self._parent, self._max_message = log, parent, max_message
-        self._public = z85.encode(bytes(PrivateKey(curve_secret).public_key))
-        self._secret = z85.encode(curve_secret)
+        self._roster = {peer.name: peer for peer in roster}
+        self._names = {z85.encode(peer.curve_key): peer.name for peer in self._roster.values()}
+        self._log = log
+        keys = z85.encode(bytes(PrivateKey(curve_secret).public_key)), z85.encode(curve_secret)
+        self._configure = partial(_configure, keys=keys, max_message=max_message)
         self.traffic = Traffic()
         self._context = zmq.Context()
         self._poller = zmq.Poller()
@@ -111,14 +130,26 @@ class Transport:
         self._zap: zmq.Socket[bytes] = zap
         self._poller.register(self._zap, zmq.POLLIN)
         self._routes: dict[str, bytes] = {}
-        self._peers: dict[bytes, str] = {}
-        self._router = self._bind(bind) if bind else None
-        self._dealer: zmq.Socket[bytes] | None = None
+        self._connections = Connections(log, UNREAD_MESSAGES * max_message)
         self._monitor: zmq.Socket[bytes] | None = None
-        self._redial_at: float | None = None
-        self._failures = 0
-        if parent:
-            self._dial(parent)
+        self._router = self._bind(bind) if bind else None
+        self._lines: dict[str, Line] = {}
+
+    def dial(self, name: str) -> None:
+        """Connect to a party of the roster, and again whenever the connection breaks."""
+        self._lines[name] = Line(
+            self._context, self._poller, self._roster[name], self._configure, self._connections, self._log
+        )
+
+    def hang_up(self, name: str) -> None:
+        """Close the connection that we dialled; what is queued has a moment to leave."""
+        line = self._lines.pop(name, None)
+        if line:
+            line.close(linger=500)
+
+    def forget(self, name: str) -> None:
+        """A party that dialled us said goodbye: its next connection is not a second one."""
+        self._routes.pop(name, None)
 
     # ---- sending and receiving --------------------------------------------------------------------------
 
@@ -131,11 +162,10 @@ class Transport:
 
     def send(self, peer: str, parts: list[bytes]) -> bool:
         """Hand a message to the sockets. False when the peer is not connected: its link sends it again."""
-        to_parent = self._parent is not None and peer == self._parent.name
         try:
-            if to_parent and self._dealer:
-                self._dealer.send_multipart(parts, zmq.NOBLOCK)
-            elif not to_parent and self._router and peer in self._routes:
+            if peer in self._lines:
+                self._lines[peer].socket.send_multipart(parts, zmq.NOBLOCK)
+            elif self._router and peer in self._routes:
                 self._router.send_multipart([self._routes[peer], *parts], zmq.NOBLOCK)
             else:
                 return False
@@ -144,53 +174,58 @@ class Transport:
         self.traffic.count(self.traffic.sent, peer, parts)
         return True
 
-    def poll(self, seconds: float | None) -> tuple[list[tuple[str, list[bytes]]], set[int], bool]:
+    def poll(self, seconds: float | None) -> tuple[list[tuple[str, list[bytes]]], set[int], list[str]]:
         """Wait for what happens next, at most ``seconds``.
 
         Returns:
-            Messages as (peer, parts); readable descriptors; whether a connection to the parent was made.
+            Messages as (peer, parts); readable descriptors; the parties to whom a connection was made.
         """
-        if self._redial_at is not None:
+        if any(line.redial_at is not None for line in self._lines.values()):
             seconds = min(seconds if seconds is not None else REDIAL_SECONDS, REDIAL_SECONDS)
-        ready = dict(self._poller.poll(None if seconds is None else max(0, int(seconds * 1000) + 1)))
+        seconds = min(seconds if seconds is not None else CHECK_SECONDS, CHECK_SECONDS)
+        ready = dict(self._poller.poll(max(0, int(seconds * 1000) + 1)))
         messages: list[tuple[str, list[bytes]]] = []
         if self._zap in ready:
             self._authenticate()
-        connected = self._monitor in ready and self._watch_handshakes()
-        for socket in (self._router, self._dealer):
-            if socket in ready and socket is not None:
-                messages += self._drain(socket)
-        if self._redial_at is not None and time.monotonic() >= self._redial_at and self._parent:
-            self._close_dealer()
-            self._dial(self._parent)
+        if self._monitor in ready:
+            self._follow_callers()
+        connected = [name for name, line in self._lines.items() if line.monitor in ready and line.has_connected()]
+        if self._router in ready:
+            messages += self._drain_router()
+        for name, line in self._lines.items():
+            if line.socket in ready:
+                for descriptor, frames in _receive(line.socket):
+                    self._connections.heard(descriptor, name)
+                    messages.append((name, [frame.bytes for frame in frames]))
+            line.redial_if_due()
+        self._connections.check()
+        for peer, parts in messages:
+            self.traffic.count(self.traffic.received, peer, parts)
         return messages, {fd for fd in ready if isinstance(fd, int)}, connected
 
     def close(self) -> None:
         """Close everything; what is queued has a moment to leave."""
-        if self._router:
+        if self._router and self._monitor:
+            self._follow_callers()  # or its thread may wait for us to read, and we for it to end
+            self._router.disable_monitor()
+            self._monitor.close(0)
             self._router.close(linger=500)
-        self._close_dealer(linger=500)
+        for name in list(self._lines):
+            self.hang_up(name)
+        self._connections.close()
         self._authenticator.stop()
         self._context.term()
 
-    def _drain(self, socket: zmq.Socket[bytes], most: int = 64) -> list[tuple[str, list[bytes]]]:
+    def _drain_router(self) -> list[tuple[str, list[bytes]]]:
+        assert self._router is not None
         messages = []
-        for _ in range(most):
-            try:
-                frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                break
-            parts = [frame.bytes for frame in frames]
-            if socket is self._router:
-                peer = self._names.get(str(frames[-1].get("User-Id")).encode())
-                if peer is None or not self._is_current(peer, parts[0]):
-                    continue
-                parts = parts[1:]
-            else:
-                assert self._parent is not None
-                peer = self._parent.name
-            self.traffic.count(self.traffic.received, peer, parts)
-            messages.append((peer, parts))
+        for descriptor, frames in _receive(self._router):
+            peer = self._names.get(str(frames[-1].get("User-Id")).encode())
+            if peer is None:
+                continue
+            self._connections.heard(descriptor, peer)
+            if self._is_current(peer, frames[0].bytes):
+                messages.append((peer, [frame.bytes for frame in frames[1:]]))
         return messages
 
     def _is_current(self, peer: str, route: bytes) -> bool:
@@ -204,7 +239,8 @@ class Transport:
                 pass  # EHOSTUNREACH: the old connection is closed
             else:
                 self._log(peer, "one connection for one identity", "a second node with it")
-                self._router.send_multipart([route, REFUSED], zmq.NOBLOCK)
+                with contextlib.suppress(zmq.ZMQError):  # it has gone again, or reads nothing
+                    self._router.send_multipart([route, REFUSED], zmq.NOBLOCK)
                 return False
         self._routes[peer] = route
         return True
@@ -226,58 +262,28 @@ class Transport:
             self._context.term()  # left to the garbage collector, it would wait for ever for the ZAP socket
             raise TransportError(f"cannot listen on {address}: {zmq.strerror(error.errno or 0)}") from error
         self._poller.register(router, zmq.POLLIN)
+        router.monitor(f"inproc://callers-{id(self)}", zmq.EVENT_ACCEPTED | _ENDED)
+        self._monitor = self._context.socket(zmq.PAIR)
+        self._monitor.rcvhwm = 0  # with a limit, a flood of connections would stop libzmq's own thread
+        self._monitor.connect(f"inproc://callers-{id(self)}")
+        self._poller.register(self._monitor, zmq.POLLIN)
         return router
 
-    def _dial(self, parent: Peer) -> None:
-        dealer = self._context.socket(zmq.DEALER)
-        self._configure(dealer)
-        dealer.curve_serverkey = z85.encode(parent.curve_key)
-        dealer.immediate = True
-        self._monitor = dealer.get_monitor_socket(_MONITORED)
-        dealer.connect(f"tcp://{parent.endpoint}")
-        self._dealer, self._redial_at = dealer, None
-        self._poller.register(dealer, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
-
-    def _configure(self, socket: zmq.Socket[bytes]) -> None:
-        socket.curve_publickey, socket.curve_secretkey = self._public, self._secret
-        socket.maxmsgsize = self._max_message
-        socket.handshake_ivl = HANDSHAKE_MS
-        socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS
-        socket.sndhwm = socket.rcvhwm = 256
-        socket.linger = 0
-        socket.reconnect_ivl, socket.reconnect_ivl_max = 100, 2_000
-
-    def _close_dealer(self, linger: int = 0) -> None:
-        if self._dealer and self._monitor:
-            self._poller.unregister(self._dealer)
-            self._poller.unregister(self._monitor)
-            self._dealer.disable_monitor()
-            self._monitor.close(0)
-            self._dealer.close(linger)
-            self._dealer = self._monitor = None
-
-    def _watch_handshakes(self) -> bool:
-        """Follow the DEALER's handshakes: after a refusal ZeroMQ may never try again, so we do."""
-        connected = False
+    def _follow_callers(self) -> None:
+        """Keep track of the connections that others made."""
         assert self._monitor is not None
         while self._monitor.poll(0):
             event: Any = parse_monitor_message(self._monitor.recv_multipart())
-            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                connected = True
-                continue
-            self._redial_at = time.monotonic() + REDIAL_SECONDS
-            self._failures += 1
-            # Without detail it may be a parent that is just starting or ending; a wrong key looks the same.
-            if event["event"] != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._failures == PATIENT_FAILURES:
-                assert self._parent is not None
-                self._log(self._parent.name, "a CURVE handshake", "a refusal: do both sides have one manifest?")
-        self._failures = 0 if connected else self._failures
-        return connected
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self._connections.opened(event["value"])
+            else:
+                self._connections.closed(event["value"])
 
     def _authenticate(self) -> None:
         """Answer ZAP requests in our own loop: the handler is a coroutine that never waits."""
-        while self._zap.poll(0):
+        for _ in range(MOST_MESSAGES):
+            if not self._zap.poll(0):
+                return
             handler = self._authenticator.handle_zap_message(self._zap.recv_multipart())
             try:
                 handler.send(None)
@@ -286,4 +292,102 @@ class Transport:
             raise RuntimeError("the ZAP handler waits for something")
 
 
-REFUSED = b"wardtree: another node with your identity is connected"
+class Line:
+    """One connection that we dial: a DEALER, and the monitor of its handshakes."""
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        poller: zmq.Poller,
+        peer: Peer,
+        configure: Configure,
+        connections: Connections,
+        log: Log,
+    ) -> None:
+        self._context, self._poller, self._peer, self._configure = context, poller, peer, configure
+        self._connections, self._log = connections, log
+        self._descriptor = -1
+        self._failures = 0
+        self._open()
+
+    def _open(self) -> None:
+        self.socket = self._context.socket(zmq.DEALER)
+        self._configure(self.socket)
+        self.socket.curve_serverkey = z85.encode(self._peer.curve_key)
+        self.socket.immediate = True
+        self.monitor = self.socket.get_monitor_socket(_MONITORED)
+        self.socket.connect(f"tcp://{self._peer.endpoint}")
+        self.redial_at: float | None = None
+        self._poller.register(self.socket, zmq.POLLIN)
+        self._poller.register(self.monitor, zmq.POLLIN)
+
+    def close(self, linger: int = 0) -> None:
+        self._poller.unregister(self.socket)
+        self._poller.unregister(self.monitor)
+        self._connections.forget(self._descriptor)
+        self.socket.disable_monitor()
+        self.monitor.close(0)
+        self.socket.close(linger)
+
+    def redial_if_due(self) -> None:
+        """After a refusal ZeroMQ may never try again, so we do."""
+        if self.redial_at is not None and time.monotonic() >= self.redial_at:
+            self.close()
+            self._open()
+
+    def has_connected(self) -> bool:
+        """Follow the handshakes; whether one succeeded."""
+        connected = False
+        while self.monitor.poll(0):
+            event: Any = parse_monitor_message(self.monitor.recv_multipart())
+            if event["event"] == zmq.EVENT_CONNECTED:
+                self._descriptor = event["value"]
+                self._connections.opened(self._descriptor, self._peer.name)
+                continue
+            if event["event"] & _ENDED:
+                self._connections.closed(event["value"])
+                continue
+            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                connected = True
+                continue
+            self.redial_at = time.monotonic() + REDIAL_SECONDS
+            self._failures += 1
+            # Without detail it may be a parent that is just starting or ending; a wrong key looks the same.
+            if event["event"] != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._failures == PATIENT_FAILURES:
+                self._log(self._peer.name, "a CURVE handshake", "a refusal: do both sides have one manifest?")
+        self._failures = 0 if connected else self._failures
+        return connected
+
+
+def _configure(socket: zmq.Socket[bytes], keys: tuple[bytes, bytes], max_message: int) -> None:
+    socket.curve_publickey, socket.curve_secretkey = keys
+    socket.maxmsgsize = max_message
+    socket.handshake_ivl = HANDSHAKE_MS
+    socket.connect_timeout = CONNECT_MS
+    socket.tcp_keepalive, socket.tcp_keepalive_cnt = 1, 2
+    socket.tcp_keepalive_idle = socket.tcp_keepalive_intvl = DEAD_SECONDS // 3
+    socket.tcp_maxrt = 1000 * DEAD_SECONDS
+    # What a peer sends without credit waits in its own process, not here.
+    socket.sndhwm, socket.rcvhwm = 64, 16
+    socket.linger = 0
+    socket.reconnect_ivl, socket.reconnect_ivl_max = 100, 2_000
+
+
+def _receive(socket: zmq.Socket[bytes]) -> Iterator[tuple[int, list[zmq.Frame]]]:
+    """What waits at a socket, with the descriptor that it came over. Of a message with too many parts only so
+    many that it is seen to have too many."""
+    taken = 0
+    for _ in range(MOST_MESSAGES):
+        try:
+            frame = socket.recv(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return
+        frames = [frame]
+        while frame.more:
+            frame = socket.recv(zmq.NOBLOCK, copy=False)
+            if len(frames) <= MOST_PARTS:
+                frames.append(frame)
+        yield int(frame.get(zmq.SRCFD)), frames
+        taken += sum(map(len, frames))
+        if taken > MOST_BYTES:
+            return

@@ -19,21 +19,24 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from nacl.utils import randombytes_deterministic
 from numpy.typing import NDArray
 
-from keys import canaries
-from keys.ckks import Opener, Sealer
+from keys import canaries, segments
 from keys.errors import WardtreeError
 from keys.packing import Integers
 from keys.plan import Plan
 from node.protocol.messages import STATISTICS
 from node.tasks.base import StatisticsSpec, Task, TrainingRound
 
-_PIECE = 1 << 16
-"""Values that :func:`apply` works on at a time."""
+if TYPE_CHECKING:  # the relay calls this module as well, and has no use for SEAL in its memory
+    from keys.ckks import Opener, Sealer
+
+_BLOCK = 1 << 16
+"""Values quantised at a time: their arrays stay in the cache."""
 
 
 class UpdateError(WardtreeError):
@@ -112,19 +115,23 @@ def quantise(values: NDArray[np.float64], grid: Grid, share: float) -> Integers:
     """Clip to the bound, weight by ``share`` = w/W, and round to the grid without bias.
 
     Rounding is stochastic: ``floor(x/step + U)``, U uniform in [0, 1) with 32 bits of a generator that is
-    cryptographic and seeded by the operating system, so that the expectation is x.
+    cryptographic and seeded by the operating system, so that the expectation is x, to 2^-32 steps.
 
     Returns:
         Shape as ``values``; at most ``plan.max_value`` in absolute value.
     """
-    # ChaCha20 from libsodium under a fresh seed of the operating system: five times faster than its device.
-    random = randombytes_deterministic(4 * values.size, os.urandom(32))
-    scaled = np.clip(values, -grid.bound, grid.bound)
-    scaled *= share / grid.step
-    scaled += np.frombuffer(random, dtype=np.uint32) * 2.0**-32
-    integers = np.floor(scaled, out=scaled).astype(np.int64)
-    limit = grid.plan.max_value
-    return np.clip(integers, -limit, limit, out=integers)
+    integers = np.empty(values.size, np.int64)
+    edge = grid.plan.max_value * share * 2.0**32
+    for start in range(0, values.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        with np.errstate(over="ignore"):  # what becomes infinite is clipped like all that is beyond the bound
+            scaled = values[block] * (share / grid.step * 2.0**32)
+        np.clip(scaled, -edge, edge, out=scaled)
+        fixed = scaled.astype(np.int64)  # 32 bits behind the point
+        # ChaCha20 from libsodium under a fresh seed of the operating system: five times faster than its device.
+        fixed += np.frombuffer(randombytes_deterministic(4 * fixed.size, os.urandom(32)), dtype=np.uint32)
+        np.right_shift(fixed, 32, out=integers[block])
+    return integers
 
 
 # ---- 3. enclave: pack and encrypt -----------------------------------------------------------------------
@@ -145,9 +152,9 @@ def seal_segment(values: Integers, number: int, sealer: Sealer, canary_key: byte
 # ---- 4. relay: add --------------------------------------------------------------------------------------
 
 
-def merge(sealer: Sealer, parts: tuple[bytes, ...]) -> bytes:
+def merge(plan: Plan, parts: tuple[bytes, ...]) -> bytes:
     """Add one segment of our own and of our children's: the only thing that is ever sent up."""
-    return sealer.add(parts)
+    return segments.add(parts, plan)
 
 
 # ---- 5. key room: open the total ------------------------------------------------------------------------
@@ -182,7 +189,7 @@ def apply(
     model: Model,
     round_: int,
     purpose: str,
-    total: NDArray[np.int32],
+    staged: Iterable[bytes],
     contributors: Iterable[str],
     weights: Mapping[str, int],
     spec: StatisticsSpec | None,
@@ -194,24 +201,26 @@ def apply(
     the sum of the updates is divided by the sum of w/W over the contributors.
 
     Args:
-        total: shape (P,), or a prefix of it: the published sums.
+        staged: the published sums of the first segments, as little-endian int32.
 
     Returns:
-        The next model; its parameters are the same array, changed a piece at a time.
+        The next model; its parameters are the same array, changed segment by segment.
     """
     names = sorted(contributors)
     if purpose == STATISTICS:
         assert spec is not None
-        sums = total.astype(np.float64) * Grid(spec.bound, grid.plan).step
-        return replace(model, round=round_, statistics=sums, parties=len(names))
+        total = np.frombuffer(b"".join(staged), dtype="<i4").astype(np.float64)
+        return replace(model, round=round_, statistics=total * Grid(spec.bound, grid.plan).step, parties=len(names))
     heaviest = max(weights.values())
     factor = grid.step / (sum(weights[name] for name in names) / heaviest)
-    for start in range(0, total.size, _PIECE):
-        part = model.parameters[start : start + _PIECE]
-        sums = total[start : start + _PIECE].astype(np.float64)
+    start = 0
+    for integers in staged:
+        sums = np.frombuffer(integers, dtype="<i4").astype(np.float64)
+        part = model.parameters[start : start + sums.size]
         sums *= factor
-        sums += part[: sums.size]
-        part[: sums.size] = sums
+        sums += part
+        part[:] = sums
+        start += sums.size
     return replace(model, round=round_)
 
 

@@ -5,10 +5,11 @@ Standard library only and pure: the same roster, live set and seed give the same
 
 from topology.quorum import hidden, quorum_met
 from topology.roster import Member, Roster, TopologyError
-from topology.tree import Shape, Tree, check_placeable, place
+from topology.tree import Placement, Shape, Tree, check_placeable, place
 
 __all__ = [
     "Member",
+    "Placement",
     "Roster",
     "Shape",
     "TopologyError",

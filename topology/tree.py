@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
@@ -50,7 +51,9 @@ class Tree:
         return max((1 + self.height(child) for child in self.children[name]), default=0)
 
     def subtree(self, name: str) -> frozenset[str]:
-        """A party and everyone below it."""
+        """A party and everyone below it; of one that has no place, nobody."""
+        if name not in self.children:
+            return frozenset()
         return frozenset({name}).union(*(self.subtree(child) for child in self.children[name]))
 
 
@@ -80,30 +83,84 @@ def check_placeable(members: Collection[Member], key_holder: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where everyone sits, for any set of living parties: what the manifest fixes once for all rounds."""
+
+    roster: Roster
+    seed: bytes
+    shape: Shape = "balanced"
+
+    def __post_init__(self) -> None:
+        check_placeable(self.roster.members, self.roster.key_holder)
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Everyone but the key holder, by ``sha256(seed, name)``: who listens first.
+
+        It is the tree of the whole roster, the inner positions first. Everyone's parent, also after any
+        deaths, stands before it.
+        """
+
+        def rank(member: Member) -> tuple[bool, bytes]:
+            digest = hashlib.sha256(b"wardtree/place\0" + self.seed + member.name.encode()).digest()
+            return not member.listens, digest
+
+        return tuple(member.name for member in sorted(self.roster.others, key=rank))
+
+    def tree(self, live: Collection[str]) -> Tree:
+        """The tree over the living parties: a pure function, so every node computes the same one.
+
+        Everyone has its place in the tree of the whole roster, complete and binary or a chain; the children of
+        the dead move to their nearest living ancestor, and nobody else moves. If the apex is dead, the first
+        living party that listens takes its place, with everyone who has no living ancestor.
+
+        Raises:
+            TopologyError: the key holder is not alive, or nobody else who listens is.
+        """
+        living = frozenset(live)
+        if self.roster.key_holder not in living:
+            raise TopologyError(f"the key holder {self.roster.key_holder!r} is not among the living")
+        apex = next((name for name in self._listeners if name in living), None)
+        if apex is None:
+            raise TopologyError("nobody beside the key holder is alive and listens")
+        order = [name for name in self.order if name in living]
+        parent = {name: next((up for up in self._ancestors(name) if up in living), apex) for name in order}
+        parent[apex] = self.roster.key_holder
+        children: dict[str, list[str]] = {name: [] for name in (self.roster.key_holder, *order)}
+        for name in order:
+            children[parent[name]].append(name)
+        frozen = {name: tuple(below) for name, below in children.items()}
+        return Tree(self.roster.key_holder, apex, MappingProxyType(parent), MappingProxyType(frozen))
+
+    def ladder(self, me: str) -> tuple[str, ...]:
+        """Whom a party dials when it must find a parent by itself: the nearest first.
+
+        Its ancestors, then everyone else who listens and stands before it, then, if it could be the apex,
+        the key holder. Whoever follows it dials only those before itself, so no circle can form.
+        """
+        before = self.order[: self.order.index(me)]
+        candidates = dict.fromkeys((*self._ancestors(me), *(name for name in self._listeners if name in before)))
+        return (*candidates, self.roster.key_holder) if me in self._listeners else tuple(candidates)
+
+    @cached_property
+    def _listeners(self) -> tuple[str, ...]:
+        """Who can be the apex: whoever others can dial, or the only one there is."""
+        listening = {member.name for member in self.roster.members if member.listens}
+        return tuple(name for name in self.order if name in listening or len(self.order) == 1)
+
+    def _ancestors(self, name: str) -> list[str]:
+        above = _above_in_a_chain if self.shape == "chain" else _above_in_a_complete_tree
+        index, chain = self.order.index(name), []
+        while index:
+            index = above(index, len(self.order))
+            chain.append(self.order[index])
+        return chain
+
+
 def place(roster: Roster, live: Collection[str], seed: bytes, shape: Shape = "balanced") -> Tree:
-    """The tree over the living parties: a pure function, so every node computes the same one.
-
-    The parties are ordered by ``sha256(seed, name)``; those who listen take the inner positions, everyone else
-    the leaves. Either shape of n parties beside the key holder has n // 2 inner positions.
-
-    Raises:
-        TopologyError: the key holder is not alive, nobody else is, or too few parties listen.
-    """
-    members = [member for member in roster.members if member.name in live]
-    if roster.key_holder not in live:
-        raise TopologyError(f"the key holder {roster.key_holder!r} is not among the living")
-    check_placeable(members, roster.key_holder)
-
-    def rank(member: Member) -> bytes:
-        return hashlib.sha256(b"wardtree/place\0" + seed + member.name.encode()).digest()
-
-    others = sorted((m for m in members if m.name != roster.key_holder), key=rank)
-    inner = [m.name for m in others if m.listens][: inner_positions(len(others))]
-    order = inner + [m.name for m in others if m.name not in set(inner)]
-    above = _above_in_a_chain if shape == "chain" else _above_in_a_complete_tree
-    parent = {name: order[above(index, len(order))] if index else roster.key_holder for index, name in enumerate(order)}
-    children = {name: tuple(child for child in order if parent[child] == name) for name in (*order, roster.key_holder)}
-    return Tree(roster.key_holder, order[0], MappingProxyType(parent), MappingProxyType(children))
+    """See :meth:`Placement.tree`."""
+    return Placement(roster, seed, shape).tree(live)
 
 
 def _above_in_a_complete_tree(index: int, _: int) -> int:

@@ -1,7 +1,8 @@
 """The command line: ``wardtree``. Thin: it reads arguments, calls, prints, and turns errors into exit codes.
 
 Exit codes: 0 done; 1 the study failed, or a result is not what it must be; 2 wrong input: a message of one
-line says who, what was expected, what came; 70 a bug of ours; 130 interrupted.
+line says who, what was expected, what came; 70 a bug of ours; 75 a process of this node was killed, and it goes on
+when it is started again; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Annotated
 import typer
 
 from keys.errors import WardtreeError
-from node.cli import bench, ceremony, local, node, plan, study
+from node.cli import bench, ceremony, chaos, local, node, plan, study
+from node.process import ENDED_FROM_OUTSIDE
+from node.supervisor import EndedFromOutsideError
 from topology import TopologyError
 
 app = typer.Typer(
@@ -27,6 +30,7 @@ app = typer.Typer(
 app.command("local")(local.local)
 app.command("node")(node.node)
 app.command("plan")(plan.plan)
+app.command("chaos")(chaos.chaos)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ceremony.app, name="ceremony")
 app.add_typer(study.app, name="study")
@@ -54,6 +58,6 @@ def main() -> None:
     except (WardtreeError, TopologyError) as error:
         for line in str(error).splitlines():
             print(f"wardtree: {line}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(ENDED_FROM_OUTSIDE if isinstance(error, EndedFromOutsideError) else 2)
     except BrokenPipeError:
         sys.exit(1)

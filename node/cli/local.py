@@ -150,7 +150,7 @@ def _comparison(federation: Federation, outcome: Outcome) -> dict[str, Any]:
 def _compare(federation: Federation) -> dict[str, Any]:
     """Runs in a process of its own: it reads every hospital's data, which only a simulation may."""
     from node.compare import compare
-    from node.model_keeper import load_model
+    from node.published import load_model
 
     models = [load_model(path) for path in sorted((federation.out / "models").glob("round-*.npz"))]
     trained = [model for model in models if model.round >= 0] if models[-1].statistics is not None else models

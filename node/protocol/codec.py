@@ -26,7 +26,7 @@ from typing import Any
 
 import msgpack
 
-from node.protocol.messages import Absent, Close, Fail, Finish, Joined, Message, Open, Partial, Total
+from node.protocol.messages import Absent, Close, Fail, Finish, Gone, Joined, Message, Open, Partial, Snapshot, Total
 from topology import Roster
 
 VERSION = 1
@@ -36,8 +36,8 @@ MAX_INTEGER = 1 << 53
 MAX_TEXT = 200
 
 COMMON = ("round", "segment", "contributors", "base")
-PAYLOADS: Mapping[type[Any], str] = {Partial: "ciphertexts", Total: "integers"}
-KINDS: tuple[type[Any], ...] = (Joined, Open, Partial, Absent, Total, Close, Fail, Finish)
+PAYLOADS: Mapping[type[Any], str] = {Partial: "ciphertexts", Total: "integers", Snapshot: "content"}
+KINDS: tuple[type[Any], ...] = (Joined, Open, Partial, Absent, Total, Close, Fail, Finish, Gone, Snapshot)
 """The kind on the wire is the place in this tuple: append, never reorder."""
 
 Sign = Callable[[str, bytes], bytes]

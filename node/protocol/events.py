@@ -5,18 +5,65 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from node.protocol.messages import Message
+from node.protocol.messages import Close, Message, Total
 
 # ---- events ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
+class Published:
+    """A round that was closed: the key holder's word, and, but at the key holder, the frame to pass on."""
+
+    close: Close
+    frame: Any = None
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """At a key holder that was interrupted: the totals of a round that were opened and are to be closed."""
+
+    round: int
+    base: bytes
+    purpose: str
+    contributors: frozenset[str]
+    segments: int
+    applied: bool
+
+
+@dataclass(frozen=True)
 class Ready:
-    """Our own enclave has its data and model: the state's digest and the lengths of the two kinds of round."""
+    """Our own enclave has its data and model, and the ledger was read.
+
+    ``state`` is our state's digest, ``size`` its bytes; ``parameters`` and ``statistics`` are the lengths of
+    the two kinds of round. ``chain`` has the closed rounds behind the state; ``last_round`` is the last round
+    that we trained in or opened, ``forwarded`` the last that left us as the apex; ``begins`` the round that the
+    first state under this manifest is of (-1: it is new, and has no statistics).
+    """
 
     state: bytes
     parameters: int
     statistics: int
+    size: int
+    chain: tuple[Published, ...] = ()
+    last_round: int = -1
+    forwarded: int = -1
+    begins: int = -1
+    resumed: Resumed | None = None
+
+
+@dataclass(frozen=True)
+class Up:
+    """A neighbour and we know each other: both sides' links are new and empty."""
+
+    peer: str
+
+
+@dataclass(frozen=True)
+class Down:
+    """A neighbour has not been heard for too long; or it ``left`` on purpose, for another parent."""
+
+    peer: str
+    left: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,8 +113,19 @@ class Merged:
     """The sum that :class:`Merge` asked for."""
 
     round: int
+    attempt: int
     segment: int
     ciphertexts: bytes
+
+
+@dataclass(frozen=True)
+class NotMerged:
+    """There is no such sum: the parts at these places are no ciphertexts of the plan."""
+
+    round: int
+    attempt: int
+    segment: int
+    places: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -89,10 +147,24 @@ class OpeningRefused:
 
 @dataclass(frozen=True)
 class Applied:
-    """The totals are applied; the state now has this digest."""
+    """The totals are applied; the state now has this digest and so many bytes."""
 
     round: int
     state: bytes
+    size: int
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """The state that we were handed is the one that the key holder signed."""
+
+    state: bytes
+    size: int
+
+
+@dataclass(frozen=True)
+class NotAdopted:
+    """The state that we were handed is another."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +174,10 @@ class Expired:
     timer: str
 
 
-Event = Ready | Received | Room | Sealed | Contributed | OwnLost | Merged | Opened | OpeningRefused | Applied | Expired
+Event = (
+    Ready | Up | Down | Received | Room | Sealed | Contributed | OwnLost | Merged | NotMerged | Opened | OpeningRefused
+    | Applied | Adopted | NotAdopted | Expired
+)  # fmt: skip
 
 # ---- commands -------------------------------------------------------------------------------------------
 
@@ -161,6 +236,7 @@ class Merge:
     """Add the parts of one segment."""
 
     round: int
+    attempt: int
     segment: int
     parts: tuple[bytes, ...]
 
@@ -188,11 +264,10 @@ class OpenTotal:
 
 @dataclass(frozen=True)
 class Stage:
-    """Keep a published segment until the close."""
+    """Keep a published segment until the close; at the key holder on the disk, before anyone hears of it."""
 
-    round: int
-    segment: int
-    integers: bytes
+    total: Total
+    purpose: str
 
 
 @dataclass(frozen=True)
@@ -204,6 +279,44 @@ class Apply:
     contributors: frozenset[str]
     segments: int
     state: bytes | None
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Write the close of a round to the ledger."""
+
+    published: Published
+
+
+@dataclass(frozen=True)
+class SendState:
+    """Send one part of our state to a child that missed rounds."""
+
+    peer: str
+    part: int
+    parts: int
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """Take these parts as our state, if the digest is that of the last of these closes."""
+
+    closes: tuple[Published, ...]
+    parts: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Dial:
+    """Connect to a neighbour above us."""
+
+    peer: str
+
+
+@dataclass(frozen=True)
+class HangUp:
+    """Say goodbye to a neighbour above us, or stop dialling it."""
+
+    peer: str
 
 
 @dataclass(frozen=True)
@@ -241,6 +354,6 @@ class Stop:
 
 
 Command = (
-    Send | Forward | Consume | Drop | Train | PullSegment | Merge | Record | OpenTotal | Stage | Apply | Wipe
-    | SetTimer | StopTimer | Report | Stop
+    Send | Forward | Consume | Drop | Train | PullSegment | Merge | Record | OpenTotal | Stage | Apply | Keep
+    | SendState | Adopt | Dial | HangUp | Wipe | SetTimer | StopTimer | Report | Stop
 )  # fmt: skip

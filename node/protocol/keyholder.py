@@ -1,6 +1,6 @@
 """The round machine of the key holder: open a round, open its total, publish it, close.
 
-It has one neighbour, the apex, and so never holds anything but sums over all other parties. It opens
+In a round it has one neighbour, the apex, and so never holds anything but sums over all other parties. It opens
 each segment of each round at most once, and no total in which somebody would not be hidden.
 """
 
@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from node.protocol import events as ev
-from node.protocol.messages import STATISTICS, TRAIN, Absent, Close, Fail, Finish, Joined, Open, Partial, Total
-from node.protocol.party import Party, Rules, State, Table
-from topology import Tree, quorum_met
+from node.protocol.attendance import Attendance
+from node.protocol.feeder import Feeder
+from node.protocol.messages import STATISTICS, TRAIN, Absent, Close, Fail, Finish, Gone, Joined, Open, Partial, Total
+from node.protocol.party import Rules, State, Table
+from topology import Placement, TopologyError, Tree, quorum_met
 
 
 @dataclass
@@ -20,9 +22,11 @@ class Round:
     """One round as the key holder sees it."""
 
     opening: Open
+    tree: Tree
     segments: int
     own: bool | None = None  # whether our own integers are in the key room; None: not known yet
     others: frozenset[str] = frozenset()
+    attempt: int = -1
     parts: dict[int, bytes] = field(default_factory=dict)
     arrived: int = 0
     next: int = 0
@@ -30,89 +34,175 @@ class Round:
     ended: bool = False  # nothing more comes: close with what was opened
 
 
-class KeyHolder(Party):
+class KeyHolder(Feeder):
     """See the table at the end of this file."""
 
-    def __init__(self, me: str, tree: Tree, rules: Rules, last_round: int = -1) -> None:
-        super().__init__(me, tree, rules)
-        self.apex = tree.apex
+    def __init__(self, me: str, placement: Placement, rules: Rules) -> None:
+        super().__init__(me, placement, rules)
+        self.begin_feeding()
         self.round: Round | None = None
-        self.number = last_round
-        self.joined: dict[str, bytes] = {}
+        self.number = self.begins = -1
+        self.present = Attendance(me, frozenset(placement.order))
+        self.failures = 0
+        self.began = False
+        self.closing: tuple[str, frozenset[str], int] | None = None
+        self.resumed: ev.Resumed | None = None
 
     def route_is_right(self, event: ev.Received) -> bool:
-        if event.peer != self.apex:
-            return False
-        if isinstance(event.message, Joined):
-            return event.sender in self.tree.parent and event.recipient == self.me
-        addressed = (event.sender, event.recipient) == (self.apex, self.me)
-        return addressed and isinstance(event.message, Partial | Absent)
+        message, sender = event.message, event.sender
+        if isinstance(message, Joined | Gone):
+            return sender in self.placement.order and event.recipient == self.me
+        addressed = (sender, event.recipient) == (event.peer, self.me)
+        return addressed and isinstance(message, Partial | Absent)
 
-    # ---- joining ----------------------------------------------------------------------------------------
+    # ---- who is there -----------------------------------------------------------------------------------
 
     def on_ready(self, event: ev.Ready) -> None:
-        self.base, self.lengths = event.state, {STATISTICS: event.statistics, TRAIN: event.parameters}
+        self.ready(event)
+        self.chain.extend(event.chain)
+        self.begins = event.begins
+        self.number = max(event.last_round, event.begins, *(published.close.round for published in event.chain))
+        self.state = State.IDLE
+        self.resumed = event.resumed
+        if event.resumed:
+            self._close_resumed(event.resumed)
+            return
+        self._wait()
+
+    def _close_resumed(self, resumed: ev.Resumed) -> None:
+        """We were interrupted after an opening: its round is closed with what was opened."""
+        self.state = State.APPLYING
+        self.closing = (resumed.purpose, resumed.contributors, resumed.segments)
+        self.number = max(self.number, resumed.round)
+        if resumed.applied:
+            self.on_applied(ev.Applied(resumed.round, self.base, self.size))
+        else:
+            self.do(ev.Apply(resumed.round, resumed.purpose, resumed.contributors, resumed.segments, None))
+
+    def _wait(self) -> None:
+        """Until enough are there for the next round."""
+        is_resumed = self.number > self.begins and not self.began
         self.do(ev.SetTimer("join", self.rules.join_seconds))
-        self._begin_when_all_joined()
+        if self.began or is_resumed:
+            self.do(ev.SetTimer("settle", self.rules.settle_seconds))
+        self.aim_all()
+        self._begin_if_all_are_there()
+
+    def on_up(self, peer: str, restarted: bool) -> None:
+        if restarted:
+            self.on_down(peer, left=False)
+
+    def on_down(self, peer: str, left: bool) -> None:
+        self.fed.pop(peer, None)
+        self.present.gone(peer, self.me)
+        if self.round and peer == self.round.tree.apex:
+            self._end_round()
+        elif self.state is State.IDLE:
+            self.do(ev.SetTimer("settle", self.rules.settle_seconds))
+        self._leave_if_told()
 
     def on_joined(self, event: ev.Received) -> None:
-        self.joined[event.sender] = event.message.base
-        self.do(ev.Consume(event.peer), ev.Report("joined", self.number, frozenset({event.sender})))
-        self._begin_when_all_joined()
-
-    def on_joined_late(self, event: ev.Received) -> None:
+        joined = event.message
+        assert isinstance(joined, Joined)
         self.do(ev.Consume(event.peer))
+        if self.present.joined(event.sender, joined.parent, joined.base):
+            self.do(ev.Report("joined", max(self.number, 0), frozenset({event.sender})))
+        if event.sender == event.peer:
+            self.place(event.peer, joined)
+        if self.state is State.IDLE and joined.base not in self._known:
+            name = event.sender
+            if not self.began:
+                self._fail(f"{name} holds another model, study or package versions than the key holder", final=True)
+            else:
+                self.do(ev.Report("holds another model", self.number, frozenset({name})))
+        elif self.state is State.IDLE:
+            if self.began or self.number > self.begins:
+                self.do(ev.SetTimer("settle", self.rules.settle_seconds))
+            self._begin_if_all_are_there()
 
-    def _begin_when_all_joined(self) -> None:
-        if not self.base:
-            return
-        for name, base in sorted(self.joined.items()):
-            if base != self.base:
-                self._fail(f"{name} holds another model, study or package versions than the key holder", "")
-                return
-        if self.joined.keys() == self.tree.parent.keys():
-            self.do(ev.StopTimer("join"))
-            self._begin()
+    @property
+    def _known(self) -> set[bytes]:
+        """Every state that this study has had."""
+        return {self.base, *(published.close.base for published in self.chain)}
 
-    def on_join_expired(self, event: ev.Expired) -> None:
-        missing = sorted(self.tree.parent.keys() - self.joined.keys())
-        if not quorum_met({self.me, *self.joined}, self.rules.min_hidden):
-            self._fail("too few parties joined in time", f"missing: {', '.join(missing)}")
+    def on_gone(self, event: ev.Received) -> None:
+        gone = event.message
+        assert isinstance(gone, Gone)
+        self.do(ev.Consume(event.peer))
+        if self.present.gone(gone.name, event.sender) and self.state is State.IDLE:
+            self._begin_if_all_are_there()
+
+    def live(self) -> frozenset[str]:
+        """Who can take part in a round that begins now."""
+        return self.present.live(self.base, self._known, self.up, not self.began)
+
+    def _begin_if_all_are_there(self) -> None:
+        if self.base and self.present.expected and self.present.expected <= self.live():
+            self._begin_with(self.live())
+
+    def on_waited(self, event: ev.Expired) -> None:
+        if self._is_finished:
+            self._finish()
             return
-        self.do(ev.Report("began without", self.number, frozenset(missing)))
-        self._begin()
+        live = self.live()
+        missing = sorted(frozenset(self.placement.order) - live)
+        if self._begin_with(live):
+            self.do(ev.Report("began without", self.number, frozenset(missing)))
+        elif event.timer == "settle":
+            self.do(ev.SetTimer("settle", self.rules.settle_seconds))
+        else:
+            self._fail("too few parties joined in time", final=True, private=f"missing: {', '.join(missing)}")
 
     # ---- a round ----------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        if self.number < 0:
-            self.number = -1 if self.lengths[STATISTICS] else 0
-        self.number += 1
-        purpose = STATISTICS if self.number == 0 else TRAIN
-        length = self.lengths[purpose]
+    def _begin_with(self, live: frozenset[str]) -> bool:
+        """Begin a round, if these are enough for one, and one of them is the apex and our neighbour."""
+        try:
+            tree = self.placement.tree(live)
+        except TopologyError:
+            return False  # nobody who listens: wait for one
+        if not quorum_met(live, self.rules.min_hidden) or tree.apex not in self.up:
+            return False
+        self.do(ev.StopTimer("join"), ev.StopTimer("settle"))
+        if self._is_finished:
+            self._finish()
+            return True
+        self.began = True
+        needs_statistics = self.lengths[STATISTICS] and not self.chain and self.begins < 0
+        self.number = max(self.number + 1, 0 if needs_statistics else 1)
+        purpose = STATISTICS if needs_statistics else TRAIN
         milliseconds = round(self.rules.gather_seconds * 1000)
-        opening = Open(self.number, self.base, purpose, length, True, milliseconds)
-        self.round = Round(opening, self.rules.segments(length))
+        opening = Open(self.number, self.base, live, purpose, self.lengths[purpose], True, milliseconds)
+        self.present.expected = live - {self.me}
+        self.round = Round(opening, tree, self.rules.segments(self.lengths[purpose]))
         self.state = State.GATHERING
-        self.do(ev.Report("opened", self.number), ev.Train(self.number, purpose))
-        self.do(ev.SetTimer("round", self.rules.gather_seconds))
-        self.send(self.apex, opening, "")
+        self.do(ev.Report("opened", self.number), ev.Record("training", self.number, 0, frozenset()))
+        self.do(ev.Train(self.number, purpose), ev.SetTimer("round", self.rules.gather_seconds))
+        self.open_log(self.number, opening)
+        return True
+
+    @property
+    def _is_finished(self) -> bool:
+        return self.number >= self.rules.rounds
 
     def on_partial(self, event: ev.Received) -> None:
         partial, round_ = event.message, self.round
         assert isinstance(partial, Partial)
         assert round_ is not None
-        if (partial.round, partial.base) != (round_.opening.round, self.base):
+        others = round_.opening.contributors - {self.me}
+        if event.peer != round_.tree.apex:
+            self.drop(event, "a total from the apex", "one from somebody else")
+        elif (partial.round, partial.base) != (round_.opening.round, self.base):
             self.drop(event, f"round {round_.opening.round} on our state", f"round {partial.round}")
         elif round_.ended or partial.segment != round_.arrived or partial.segment >= round_.segments:
             self.drop(event, f"segment {round_.arrived}", str(partial.segment))
-        elif not partial.contributors or not partial.contributors <= self.tree.parent.keys():
+        elif not partial.contributors or not partial.contributors <= others:
             self.drop(event, "contributors beside the key holder", "others or none")
-        elif partial.segment and partial.contributors != round_.others:
+        elif partial.segment and (partial.contributors, partial.attempt) != (round_.others, round_.attempt):
             self.drop(event, "the set that segment 0 froze", "another")
             self._end_round()
         else:
-            round_.others = partial.contributors
+            round_.others, round_.attempt = partial.contributors, partial.attempt
             round_.parts[partial.segment] = partial.ciphertexts
             round_.arrived += 1
             self._advance()
@@ -128,43 +218,60 @@ class KeyHolder(Party):
             self.do(ev.Report("own update lost", self.number))
             self._advance()
 
+    def on_own_lost_late(self, event: ev.OwnLost) -> None:
+        """The key room asked for our own integers, and they did not come: open the others' sum, if it is the first."""
+        round_ = self.round
+        if round_ is None or event.round != self.number or not round_.busy:
+            return
+        self.do(ev.Report("own update lost", self.number))
+        round_.busy = False
+        if round_.next:
+            self._forget_parts(round_)
+            self._end_round()
+        elif not quorum_met(round_.others, self.rules.min_hidden):
+            self._fail("below the quorum: nothing was opened")
+        else:
+            round_.own = False
+            self._advance()
+
     def on_absent(self, event: ev.Received) -> None:
         assert isinstance(event.message, Absent)
         self.do(ev.Consume(event.peer))
-        if event.message.round == self.number:
+        if self.round and event.message.round == self.number and event.peer == self.round.tree.apex:
             self._end_round()
 
     def on_round_expired(self, event: ev.Expired) -> None:
-        assert self.round is not None
-        if self.state is State.GATHERING and self.round.parts and self.round.own is None:
-            self.round.own = False  # everyone is there but we: go on without our own update
-            self.do(ev.SetTimer("round", self.rules.gather_seconds))
-            self._advance()
-        else:
+        if event.timer == "round" and self.round:
             self._end_round()
+
+    def _end_round(self) -> None:
+        """Nothing more comes up in this round: open what is here, and close it with that."""
+        round_ = self.round
+        assert round_ is not None
+        round_.ended = True
+        if round_.own is None:
+            round_.own = False  # everyone is there but we: go on without our own update
+        self._advance()
 
     def _advance(self) -> None:
         round_ = self.round
         assert round_ is not None
-        if self.state is State.GATHERING and round_.parts and round_.own is not None:
-            if not quorum_met(self._contributors(round_), self.rules.min_hidden):
-                self._fail("below the quorum: nothing was opened", "")
+        if self.state is State.GATHERING and round_.own is not None and (round_.parts or round_.ended):
+            if not round_.parts or not quorum_met(self._contributors(round_), self.rules.min_hidden):
+                self._fail("below the quorum: nothing was opened")
                 return
             self.state = State.FLOWING
             self.do(ev.SetTimer("round", self.rules.gather_seconds))
         if self.state is not State.FLOWING or round_.busy:
             return
-        if round_.ended or round_.next == round_.segments:
-            self._close(round_)
-        elif round_.next in round_.parts and self.has_room(self.apex):
+        if round_.next in round_.parts:
             round_.busy = True
-            ciphertexts = round_.parts.pop(round_.next)
+            ciphertexts = round_.parts[round_.next]
             if round_.next == 0:  # the key room's ledger has every segment
                 self.do(ev.Record("opening", self.number, 0, self._contributors(round_)))
-            self.do(
-                ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts),
-                ev.Consume(self.apex),
-            )
+            self.do(ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts))
+        elif round_.ended or round_.next == round_.segments:
+            self._close(round_)
 
     def _contributors(self, round_: Round) -> frozenset[str]:
         return round_.others | ({self.me} if round_.own else frozenset())
@@ -174,81 +281,130 @@ class KeyHolder(Party):
         if round_ is None or (event.round, event.segment) != (self.number, round_.next):
             return
         round_.busy = False
+        del round_.parts[round_.next]
         round_.next += 1
-        contributors = self._contributors(round_)
-        self.send(self.apex, Total(event.round, self.base, event.segment, contributors, event.integers), "")
-        self.do(ev.Stage(event.round, event.segment, event.integers))
-        self.do(ev.SetTimer("round", self.rules.gather_seconds))
+        if round_.tree.apex in self.up:
+            self.do(ev.Consume(round_.tree.apex))
+        total = Total(event.round, self.base, event.segment, self._contributors(round_), event.integers)
+        self.do(ev.Stage(total, round_.opening.purpose), ev.SetTimer("round", self.rules.gather_seconds))
+        self.append(total)
         self._advance()
 
     def on_refused(self, event: ev.OpeningRefused) -> None:
-        self._fail("failed", "the opening was refused; the key is retired")
-
-    def _end_round(self) -> None:
-        """Nothing more comes up in this round: close it with the prefix that was opened."""
-        assert self.round is not None
-        self.round.ended = True
-        if self.state is State.GATHERING:
-            self._fail("below the quorum: nothing was opened", "")
-        else:
-            self._advance()
+        self._fail("failed", final=True, private="the opening was refused; the key is retired")
 
     def _close(self, round_: Round) -> None:
         complete = round_.next == round_.segments
-        if round_.next == 0 or (round_.opening.purpose == STATISTICS and not complete):
-            self._fail("the round ended before its totals were opened", "")
-            return
-        self.state = State.APPLYING
-        self.do(ev.StopTimer("round"), *[ev.Consume(self.apex)] * len(round_.parts))
         purpose = round_.opening.purpose
-        self.do(ev.Apply(self.number, purpose, self._contributors(round_), round_.next, None))
+        if round_.next == 0:
+            self._fail("the round ended before its totals were opened")
+        elif purpose == STATISTICS and not complete:
+            # Statistics are the same in every round: two totals over sets that differ by one party are its own.
+            self._fail("the statistics ended before all their totals were opened", final=True)
+        else:
+            self.state = State.APPLYING
+            self.do(ev.StopTimer("round"))
+            self.closing = (purpose, self._contributors(round_), round_.next)
+            self.do(ev.Apply(self.number, purpose, self._contributors(round_), round_.next, None))
 
     def on_applied(self, event: ev.Applied) -> None:
-        round_ = self.round
-        assert round_ is not None
-        contributors = self._contributors(round_)
-        self.send(self.apex, Close(self.number, self.base, contributors, round_.next, event.state), "")
-        self.do(ev.Wipe(self.number), ev.Report("closed", self.number, contributors))
-        self.round, self.base = None, event.state
-        if self.number < self.rules.rounds:
-            self._begin()
+        assert self.closing is not None
+        (_, contributors, segments), self.closing = self.closing, None
+        base = self.resumed.base if self.resumed else self.base
+        published = ev.Published(Close(event.round, base, contributors, segments, event.state))
+        self.do(ev.Keep(published), ev.Wipe(event.round), ev.Report("closed", event.round, contributors))
+        if self.resumed:
+            self.base, self.resumed = base, None
+            self.open_log(event.round, published.close, start=1 + segments)
+            self.is_over = True
         else:
-            self.send(self.apex, Finish(self.base), "")
-            self.end(None)
+            self.append(published.close, is_last=True)
+        live = self.round.opening.contributors if self.round else frozenset[str]()
+        self.present.closed(base, live, contributors, event.state)
+        self.round, self.base, self.size, self.state = None, event.state, event.size, State.IDLE
+        self.failures = 0
+        self.closed(published)
+        self._wait()
+
+    def _forget_parts(self, round_: Round) -> None:
+        if round_.tree.apex in self.up:
+            self.do(*[ev.Consume(round_.tree.apex)] * len(round_.parts))
+        round_.parts.clear()
 
     # ---- the end ----------------------------------------------------------------------------------------
 
-    def _fail(self, reason: str, private: str) -> None:
-        """End the study for everyone. ``private`` is for this node's own user only."""
-        if self.round:
-            self.do(*[ev.Consume(self.apex)] * len(self.round.parts), ev.Wipe(self.number))
-        self.round = None
-        self.do(ev.StopTimer("round"), ev.StopTimer("join"))
-        self.send(self.apex, Fail(max(self.number, 0), self.base or bytes(32), reason), "")
-        self.end(f"round {max(self.number, 0)}: {reason}" + (f" ({private})" if private else ""))
+    def _finish(self) -> None:
+        self.do(ev.StopTimer("join"), ev.StopTimer("settle"))
+        self._say_goodbye(Finish(self.base), None)
 
-    def on_room(self) -> None:
-        if self.state is State.ENDING and not self.pending.get(self.apex):
+    def _fail(self, reason: str, final: bool = False, private: str = "") -> None:
+        """End the round for everyone, and the study if it is final. ``private`` is for this node's own user only."""
+        number = max(self.number, 0)
+        self.failures += 1
+        if self.failures >= self.rules.most_failures:
+            final = True
+        if self.round:
+            self._forget_parts(self.round)
+            self.do(ev.Wipe(self.number))
+        was_round, self.round = self.round, None
+        self.do(ev.StopTimer("round"), ev.StopTimer("join"), ev.StopTimer("settle"))
+        fail = Fail(number, self.base or bytes(32), reason, final)
+        if final:
+            self._say_goodbye(fail, f"round {number}: {reason}" + (f" ({private})" if private else ""))
+            return
+        self.do(ev.Report(f"failed: {reason}", number))
+        if was_round:
+            self.append(fail, is_last=True)
+        self.state = State.IDLE
+        self._wait()
+
+    def _say_goodbye(self, word: Finish | Fail, error: str | None) -> None:
+        self.error, self.state = error, State.ENDING
+        self.do(ev.SetTimer("goodbye", self.rules.goodbye_seconds))
+        self.end_feeding(word)
+        self._leave_if_told()
+
+    def _leave_if_told(self) -> None:
+        if self.state is State.ENDING and self.fed and self.everyone_is_fed:
             self.leave()
-        elif self.state is State.FLOWING:
-            self._advance()
+
+    def on_room(self, peer: str) -> None:
+        self.feed(peer)
+        if self.state is State.ENDING:
+            self.do(ev.SetTimer("goodbye", self.rules.goodbye_seconds))
+            self._leave_if_told()
+
+    def on_joined_late(self, event: ev.Received) -> None:
+        assert isinstance(event.message, Joined)
+        self.do(ev.Consume(event.peer))
+        self.present.joined(event.sender, event.message.parent, event.message.base)
+        if event.sender == event.peer:
+            self.place(event.peer, event.message)
 
     TABLE: ClassVar[Table] = {
         (State.JOINING, ev.Ready): on_ready,
         (State.JOINING, Joined): on_joined,
-        (State.JOINING, ev.Expired): on_join_expired,
+        (State.JOINING, Gone): on_gone,
+        (State.IDLE, Joined): on_joined,
+        (State.IDLE, Gone): on_gone,
+        (State.IDLE, ev.Expired): on_waited,
         (State.GATHERING, Joined): on_joined_late,
+        (State.GATHERING, Gone): on_gone,
         (State.GATHERING, Partial): on_partial,
         (State.GATHERING, Absent): on_absent,
         (State.GATHERING, ev.Contributed): on_contributed,
         (State.GATHERING, ev.OwnLost): on_own_lost,
         (State.GATHERING, ev.Expired): on_round_expired,
         (State.FLOWING, Joined): on_joined_late,
+        (State.FLOWING, Gone): on_gone,
         (State.FLOWING, Partial): on_partial,
         (State.FLOWING, Absent): on_absent,
         (State.FLOWING, ev.Opened): on_opened,
         (State.FLOWING, ev.OpeningRefused): on_refused,
+        (State.FLOWING, ev.OwnLost): on_own_lost_late,
         (State.FLOWING, ev.Expired): on_round_expired,
         (State.APPLYING, ev.Applied): on_applied,
-        (State.ENDING, ev.Expired): Party.leave,
+        (State.ENDING, Joined): on_joined_late,
+        (State.ENDING, Gone): on_gone,
+        (State.ENDING, ev.Expired): Feeder.leave,
     }

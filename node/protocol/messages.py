@@ -1,8 +1,9 @@
 """What nodes say to each other.
 
 Down the tree, signed once by the key holder and passed on as it is: :class:`Open`, :class:`Total`,
-:class:`Close`, :class:`Fail`, :class:`Finish`. Up the tree, from child to parent: :class:`Partial`,
-:class:`Absent`; and :class:`Joined`, signed by who joins and passed on to the key holder.
+:class:`Close`, :class:`Fail`, :class:`Finish`; and :class:`Snapshot`, from a parent to a child that was away.
+Up the tree, from child to parent: :class:`Partial`, :class:`Absent`; and :class:`Joined` and :class:`Gone`,
+signed by whom they come from and passed on to the key holder.
 """
 
 from __future__ import annotations
@@ -15,20 +16,38 @@ STATISTICS, TRAIN = "statistics", "train"
 
 @dataclass(frozen=True)
 class Joined:
-    """I am here, ready, and hold this state."""
+    """I am here, below ``parent``, and hold this state.
+
+    ``applied`` counts the rounds behind the state; of round ``round`` I hold ``held`` frames (its opening is
+    the first).
+    """
+
+    round: int
+    base: bytes
+    applied: int
+    held: int
+    parent: str
+
+
+@dataclass(frozen=True)
+class Gone:
+    """My child ``name`` is not there any more."""
 
     base: bytes
+    name: str
 
 
 @dataclass(frozen=True)
 class Open:
     """A round begins on the state with digest ``base``: contribute ``length`` integers.
 
-    ``gather_ms`` is the time until the key holder closes the set of contributors.
+    ``contributors`` are the living parties: they alone decide the round's tree. ``gather_ms`` is the time
+    until the key holder closes the set of those who really contributed.
     """
 
     round: int
     base: bytes
+    contributors: frozenset[str]
     purpose: str
     length: int
     key_holder_contributes: bool
@@ -37,12 +56,16 @@ class Open:
 
 @dataclass(frozen=True)
 class Partial:
-    """One segment's encrypted sum over ``contributors``, all of them in the sender's subtree."""
+    """One segment's encrypted sum over ``contributors``, all of them in the sender's subtree.
+
+    A higher ``attempt`` begins again with segment 0: the set has lost somebody before it was final.
+    """
 
     round: int
     base: bytes
     segment: int
     contributors: frozenset[str]
+    attempt: int
     ciphertexts: bytes
 
 
@@ -78,11 +101,12 @@ class Close:
 
 @dataclass(frozen=True)
 class Fail:
-    """The round failed and the study ends. ``reason`` says no more than everyone may know."""
+    """The round failed; when ``final`` the study ends. ``reason`` says no more than everyone may know."""
 
     round: int
     base: bytes
     reason: str
+    final: bool
 
 
 @dataclass(frozen=True)
@@ -92,5 +116,15 @@ class Finish:
     base: bytes
 
 
-Message = Joined | Open | Partial | Absent | Total | Close | Fail | Finish
+@dataclass(frozen=True)
+class Snapshot:
+    """Part ``segment`` of ``segments`` of the state with digest ``base``, for who missed its totals."""
+
+    base: bytes
+    segment: int
+    segments: int
+    content: bytes
+
+
+Message = Joined | Open | Partial | Absent | Total | Close | Fail | Finish | Gone | Snapshot
 FROM_KEY_HOLDER = (Open, Total, Close, Fail, Finish)

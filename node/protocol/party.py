@@ -8,8 +8,8 @@ from enum import Enum, auto
 from typing import Any, ClassVar
 
 from node.protocol import events as ev
-from node.protocol.messages import Message
-from topology import Tree
+from node.protocol.messages import STATISTICS, TRAIN, Message
+from topology import Placement
 
 
 class State(Enum):
@@ -19,7 +19,7 @@ class State(Enum):
     IDLE = auto()
     GATHERING = auto()  # the set of contributors is open
     FLOWING = auto()  # the set is frozen; segments go up and totals come down
-    APPLYING = auto()  # the key holder only: closed, the new state's digest is awaited
+    APPLYING = auto()  # closed; the new state's digest is awaited
     ENDING = auto()  # the last word is said; neighbours are still reading it
     ENDED = auto()
 
@@ -34,8 +34,10 @@ class Rules:
     window: int
     gather_seconds: float
     join_seconds: float
-    stall_seconds: float = 10.0
+    dial_seconds: float = 2.0
+    settle_seconds: float = 6.0
     goodbye_seconds: float = 5.0
+    most_failures: int = 10
 
     @property
     def silence_seconds(self) -> float:
@@ -48,6 +50,10 @@ class Rules:
     def segment_length(self, length: int, segment: int) -> int:
         return min(self.values_per_segment, length - segment * self.values_per_segment)
 
+    def parts(self, size: int) -> int:
+        """In how many parts a state of so many bytes travels."""
+        return -(-size // (4 * self.values_per_segment))
+
 
 Table = Mapping[tuple[State, type[Any]], Callable[[Any, Any], None]]
 
@@ -57,31 +63,47 @@ class Party:
 
     TABLE: ClassVar[Table]
 
-    def __init__(self, me: str, tree: Tree, rules: Rules) -> None:
-        self.me, self.tree, self.rules = me, tree, rules
+    def __init__(self, me: str, placement: Placement, rules: Rules) -> None:
+        self.me, self.placement, self.rules = me, placement, rules
+        self.key_holder = placement.roster.key_holder
         self.state = State.JOINING
-        self.children = tree.children[me]
         self.base = b""
+        self.size = 0
         self.lengths: Mapping[str, int] = {}
+        self.parent: str | None = None
+        self.up: set[str] = set()
         self.pending: dict[str, int] = {}
         self.error: str | None = None
         self._commands: list[ev.Command] = []
 
     def handle(self, event: ev.Event) -> list[ev.Command]:
         """Take one event; gives what to do, in this order."""
-        if isinstance(event, ev.Received):
-            self._receive(event)
-        elif isinstance(event, ev.Room):
-            self.pending[event.peer] = event.pending
-            self.on_room()
-        else:
-            handler = self.TABLE.get((self.state, type(event)))
-            if handler:  # else it is late news of our own: a timer, an enclave that was already given up
-                handler(self, event)
+        match event:
+            case ev.Received():
+                self._receive(event)
+            case ev.Room(peer, pending):
+                if peer in self.up:
+                    self.pending[peer] = pending
+                    self.on_room(peer)
+            case ev.Up(peer):
+                restarted = peer in self.up  # or it gave us up, before we noticed
+                self.up.add(peer)
+                self.pending[peer] = 0
+                self.on_up(peer, restarted)
+            case ev.Down(peer, left):
+                if peer in self.up:
+                    self.forget(peer)
+                    self.on_down(peer, left)
+            case _:
+                handler = self.TABLE.get((self.state, type(event)))
+                if handler:  # else it is late news of our own: a timer, an enclave that was already given up
+                    handler(self, event)
         commands, self._commands = self._commands, []
         return commands
 
     def _receive(self, event: ev.Received) -> None:
+        if event.peer not in self.up:
+            return  # it was there when this came in
         if not self.route_is_right(event):
             self.drop(event, "a message on its proper way", f"{_kind(event.message)} from {event.sender}")
             return
@@ -91,11 +113,31 @@ class Party:
         else:
             self.drop(event, f"nothing of the kind while {self.state.name}", _kind(event.message))
 
+    def forget(self, peer: str) -> None:
+        """A neighbour is none any more."""
+        self.up.discard(peer)
+        self.pending.pop(peer, None)
+
+    def ready(self, event: ev.Ready) -> None:
+        """Our own state is known."""
+        self.base, self.size = event.state, event.size
+        self.lengths = {STATISTICS: event.statistics, TRAIN: event.parameters}
+
+    # ---- for subclasses ---------------------------------------------------------------------------------
+
     def route_is_right(self, event: ev.Received) -> bool:
         """Whether this message may come from this sender over this neighbour."""
         raise NotImplementedError
 
-    def on_room(self) -> None:
+    def on_up(self, peer: str, restarted: bool) -> None:
+        """A neighbour is there, with a new and empty link; ``restarted``: we thought it was there all the time."""
+        raise NotImplementedError
+
+    def on_down(self, peer: str, left: bool) -> None:
+        """A neighbour is not there any more."""
+        raise NotImplementedError
+
+    def on_room(self, peer: str) -> None:
         """A neighbour consumed something."""
         raise NotImplementedError
 
@@ -105,26 +147,18 @@ class Party:
         self._commands.extend(commands)
 
     def send(self, peer: str, message: Message, recipient: str) -> None:
-        self.pending[peer] = self.pending.get(peer, 0) + 1
+        self.pending[peer] += 1
         self.do(ev.Send(peer, message, recipient))
 
-    def forward(self, peers: tuple[str, ...], event: ev.Received) -> None:
-        for peer in peers:
-            self.pending[peer] = self.pending.get(peer, 0) + 1
-            self.do(ev.Forward(peer, event.frame))
+    def forward(self, peer: str, frame: Any) -> None:
+        self.pending[peer] += 1
+        self.do(ev.Forward(peer, frame))
 
-    def has_room(self, *peers: str) -> bool:
-        return all(self.pending.get(peer, 0) < self.rules.window for peer in peers)
+    def has_room(self, peer: str) -> bool:
+        return peer in self.up and self.pending[peer] < self.rules.window
 
     def drop(self, event: ev.Received, expected: str, came: str) -> None:
         self.do(ev.Drop(event.peer, expected, came), ev.Consume(event.peer))
-
-    def end(self, error: str | None) -> None:
-        """Say goodbye: wait until the children have read the last word, but not for ever."""
-        self.error = error
-        self.state = State.ENDING
-        self.do(ev.SetTimer("goodbye", self.rules.goodbye_seconds))
-        self.on_room()
 
     def leave(self, *_: object) -> None:
         self.state = State.ENDED

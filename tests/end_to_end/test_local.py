@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from node.model_keeper import load_model
+from node.published import load_model
 from node.record import Record
 from tests.end_to_end.commands import FULL, descendants, names_below, start, wait_until, wardtree
 
@@ -71,7 +71,7 @@ def test_homes_keep_no_update_and_no_secret_in_clear(demo: Path) -> None:
     files = {path.name for path in (demo / "homes").glob("*/*")}
     assert files <= {
         "identity.sealed", "card.json", "secret-key.sealed", "manifest.json", "public.key", "node.toml",
-        "ledger.jsonl", "lock", "model.npz", *(f for f in files if f.startswith("openings-")),
+        "ledger.jsonl", "lock", "state.npz", "model.npz", *(f for f in files if f.startswith("openings-")),
     }  # fmt: skip
     for path in (demo / "homes").glob("*/*.sealed"):
         assert path.stat().st_mode & 0o777 == 0o600
@@ -142,7 +142,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, attempt: int) -> None:
     wait_until(lambda: not [child for child in children.values() if child.is_running()], 5)
     mine = [pid for pid in psutil.pids() if pid not in before and _runs_in(pid, run)]
     assert not mine
-    allowed = {".sealed", ".json", ".toml", ".key", ".jsonl", ".npz", ".html", ""}
+    allowed = {".sealed", ".json", ".toml", ".key", ".jsonl", ".npz", ".new", ".bin", ".html", ""}
     for path in run.rglob("*"):
         assert path.is_dir() or path.suffix in allowed, f"{path} is no file of ours"
         assert path.suffix or path.is_dir() or path.name == "lock" or path.name.startswith(".")

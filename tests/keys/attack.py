@@ -11,7 +11,7 @@ message without its noise, and the equation no longer holds for s.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,10 +21,11 @@ import tenseal as ts
 import tenseal.sealapi as seal
 from numpy.typing import NDArray
 
-from keys.ciphertexts import chosen_ciphertext, join, load, load_segment, make_context, save
+from keys.ciphertexts import Scratch, chosen_ciphertext, load, load_segment, make_context
 from keys.ckks import Opener, OpeningFailed, Sealer, generate_keys
 from keys.packing import Integers, pack
 from keys.plan import Plan
+from keys.segments import write_segment
 
 Words = NDArray[Any]
 """Residues modulo q as Python integers, shape (N,): q has up to 60 bits, so products need 120."""
@@ -229,12 +230,18 @@ def _context(plan: Plan) -> seal.SEALContext:
     return make_context(plan)
 
 
+def segment_of(ciphertexts: Sequence[seal.Ciphertext], plan: Plan) -> bytes:
+    """What a member can put on the wire of what it made in SEAL."""
+    scratch = Scratch(plan.poly_modulus_degree)
+    return write_segment(np.stack([scratch.words(one) for one in ciphertexts], axis=1), plan)
+
+
 def probe(plan: Plan, slots: NDArray[np.complex128]) -> bytes:
     """The segment (0, slots*scale), slots of shape (N/2,): slot j of its decryption is slots[j] * s(zeta_j)."""
     context = _context(plan)
     ciphertext = chosen_ciphertext(plan, context, 0, 1, 1.0)
     seal.Evaluator(context).multiply_plain_inplace(ciphertext, _encoded(context, slots, float(plan.scale)))
-    return join([save(ciphertext)])
+    return segment_of([ciphertext], plan)
 
 
 class Prober:

@@ -14,12 +14,13 @@ import pytest
 from tenseal import sealapi
 
 from keys import canaries
-from keys.ciphertexts import chosen_ciphertext, join, load_segment, make_context, save
+from keys.ciphertexts import chosen_ciphertext, load_segment, make_context
 from keys.ckks import Opener, OpeningFailed, Sealer, generate_keys
 from keys.identity import Identity
 from keys.noise import WORST_SLOT
 from keys.packing import Integers
 from keys.plan import Plan
+from tests.keys.attack import segment_of
 
 PLAN = Plan()
 LENGTH = 3000
@@ -137,7 +138,7 @@ def probed(t: int) -> bytes:
     context = make_context(PLAN)
     (total,) = load_segment(honest_round().sum("abcd"), PLAN, context)
     sealapi.Evaluator(context).add_inplace(total, chosen_ciphertext(PLAN, context, 0, t, float(PLAN.scale)))
-    return join([save(total)])
+    return segment_of([total], PLAN)
 
 
 def test_canaries_are_the_same_for_both_sides_and_for_nobody_else() -> None:

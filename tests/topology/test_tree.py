@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topology import Member, Roster, TopologyError, Tree, check_placeable, place
+from topology import Member, Placement, Roster, TopologyError, Tree, check_placeable, place
 
 
 def roster_of(n: int, dial_out: int = 0) -> Roster:
@@ -45,14 +45,57 @@ def test_dial_out_members_are_leaves(n: int, data: st.DataObject) -> None:
 
 
 @given(st.integers(3, 40), st.data())
-def test_any_living_set_has_one_tree(n: int, data: st.DataObject) -> None:
-    roster = roster_of(n)
-    dead = data.draw(st.sets(st.sampled_from(roster.names[1:]), max_size=n - 2))
+def test_only_the_children_of_the_dead_move_and_to_their_nearest_living_ancestor(n: int, data: st.DataObject) -> None:
+    roster = roster_of(n, data.draw(st.integers(0, (n - 1) - (n - 1) // 2)))
+    placement = Placement(roster, b"s")
+    whole = placement.tree(roster.names)
+    listening = [member.name for member in roster.others if member.listens]
+    dead = data.draw(st.sets(st.sampled_from(roster.names[1:])).filter(lambda names: not names.issuperset(listening)))
     live = frozenset(roster.names) - dead
-    tree = place(roster, live, b"s")
-    assert_sound(tree, roster)
+    tree = placement.tree(live)
     assert tree.parties == live
-    assert place(roster, sorted(live, reverse=True), b"s") == tree
+    assert placement.tree(sorted(live, reverse=True)) == tree
+    assert tree.children[roster.key_holder] == (tree.apex,)
+    assert tree.apex == next(name for name in placement.order if name in live and name in listening)
+    for name in live - {roster.key_holder, tree.apex}:
+        above = whole.parent[name]
+        while above in dead:
+            above = whole.parent[above]
+        assert tree.parent[name] == (tree.apex if above == roster.key_holder else above)
+        assert name in tree.children[tree.parent[name]]
+    assert tree.subtree(roster.key_holder) == live, "everyone is there once, and no circle"
+
+
+@given(st.integers(3, 40), st.data())
+def test_whoever_looks_for_a_parent_dials_only_those_before_itself(n: int, data: st.DataObject) -> None:
+    roster = roster_of(n, data.draw(st.integers(0, (n - 1) - (n - 1) // 2)))
+    placement = Placement(roster, data.draw(st.binary(min_size=1, max_size=4)))
+    whole = placement.tree(roster.names)
+    for name in placement.order:
+        ladder = placement.ladder(name)
+        assert ladder[0] == whole.parent[name]
+        assert len(set(ladder)) == len(ladder)
+        listens = next(member.listens for member in roster.members if member.name == name)
+        assert (ladder[-1] == roster.key_holder) == listens
+        below = set(placement.order[placement.order.index(name) :])
+        assert below.isdisjoint(ladder)
+
+
+@given(st.integers(3, 24), st.data())
+def test_the_parent_in_any_living_set_is_on_the_ladder(n: int, data: st.DataObject) -> None:
+    roster = roster_of(n)
+    placement = Placement(roster, b"s")
+    live = data.draw(st.sets(st.sampled_from(roster.names[1:]), min_size=1)) | {roster.key_holder}
+    for child, parent in placement.tree(live).parent.items():
+        assert parent == next(name for name in placement.ladder(child) if name in live)
+
+
+def test_a_tree_without_a_living_listener_is_refused() -> None:
+    placement = Placement(roster_of(5, dial_out=2), b"s")
+    with pytest.raises(TopologyError, match="nobody beside"):
+        placement.tree({"party-000", "party-004"})
+    with pytest.raises(TopologyError, match="not among the living"):
+        placement.tree({"party-001", "party-002"})
 
 
 @pytest.mark.parametrize("n", range(2, 41))

@@ -1,0 +1,172 @@
+"""The published state outside of memory: on the disk, and in the parts that a node hands to who missed it.
+
+All of it is known to every party. No update, and nothing that was not published, is ever here.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from keys.errors import WardtreeError
+from node.protocol import events as ev
+from node.protocol.messages import Total
+from node.update import Model
+
+_HEAD = struct.Struct("<qqq")
+_PIECE = 1 << 20
+"""Bytes of a file that are written at a time."""
+
+
+class PublishedError(WardtreeError):
+    """A file of the published state cannot be read or written."""
+
+
+# ---- the model ------------------------------------------------------------------------------------------
+
+
+def save_model(path: Path, model: Model, durable: bool = False) -> None:
+    """The published model and nothing else, as plain arrays: the old file or the new one, never half of it.
+
+    Raises:
+        PublishedError: the disk is full, say.
+    """
+    statistics = model.statistics if model.statistics is not None else np.zeros(0)
+    arrays = {"parameters": model.parameters, "statistics": statistics, "parties": model.parties, "round": model.round}
+    beside = path.with_name(path.name + ".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            _write_npz(file, {name: np.asarray(value) for name, value in arrays.items()})
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise PublishedError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _write_npz(file: BinaryIO, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """What ``numpy.savez`` writes, without its 16 MB pieces."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array_header_1_0(entry, np.lib.format.header_data_from_array_1_0(array))
+                data = array.reshape(-1).view(np.uint8).data
+                for start in range(0, len(data), _PIECE):
+                    entry.write(data[start : start + _PIECE])
+
+
+def load_model(path: Path) -> Model:
+    """The inverse of :func:`save_model`.
+
+    Raises:
+        PublishedError: the file cannot be read, or is no published model.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            statistics = arrays["statistics"].astype(np.float64) if arrays["statistics"].size else None
+            parameters = arrays["parameters"].astype(np.float32)
+            return Model(int(arrays["round"]), parameters, statistics, int(arrays["parties"]))
+    except OSError as error:
+        raise PublishedError(f"{path}: cannot be read: {error.strerror or 'no published model'}") from error
+    except (ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise PublishedError(f"{path}: expected a published model, came something else") from error
+
+
+# ---- in parts -------------------------------------------------------------------------------------------
+
+
+def state_size(model: Model) -> int:
+    """Bytes of a state on the wire."""
+    return _HEAD.size + (0 if model.statistics is None else model.statistics.nbytes) + model.parameters.nbytes
+
+
+def state_part(model: Model, part: int, size: int) -> bytes:
+    """Bytes ``part * size`` and on, ``size`` of them: round, parties, number of sums, sums (f8), parameters (f4)."""
+    sums = model.statistics if model.statistics is not None else np.zeros(0)
+    pieces = (
+        memoryview(_HEAD.pack(model.round, model.parties, sums.size)),
+        sums.astype("<f8", copy=False).data.cast("B"),
+        model.parameters.astype("<f4", copy=False).data.cast("B"),
+    )
+    begin, out = part * size, bytearray()
+    for view in pieces:
+        out += view[max(begin, 0) : max(begin + size, 0)]
+        begin -= len(view)  # from where this part begins, seen from the next piece
+    return bytes(out)
+
+
+def state_from(parts: Sequence[bytes]) -> Model | None:
+    """The state in these parts, or None when they hold none; the caller compares its digest."""
+    data = b"".join(parts)
+    if len(data) < _HEAD.size:
+        return None
+    round_, parties, sums = _HEAD.unpack_from(data)
+    end = _HEAD.size + 8 * sums
+    if round_ < 0 or parties < 0 or not 0 <= sums <= len(data) or end > len(data) or (len(data) - end) % 4:
+        return None
+    statistics = np.frombuffer(data[_HEAD.size : end], dtype="<f8").astype(np.float64) if sums else None
+    return Model(round_, np.frombuffer(data[end:], dtype="<f4").astype(np.float32), statistics, parties)
+
+
+# ---- what the key holder opened and has not closed --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OpenedTotals:
+    """At the key holder: totals on the disk before anyone hears of them, so that an interrupted round can be
+    closed with them. Nothing is ever opened twice to have them again."""
+
+    path: Path
+
+    def add(self, command: ev.Stage) -> None:
+        """Write one total, durably.
+
+        Raises:
+            PublishedError: the disk is full, say.
+        """
+        total = command.total
+        fields = [total.round, total.base, command.purpose, sorted(total.contributors), total.segment, total.integers]
+        record = msgpack.packb(fields, use_bin_type=True)
+        try:
+            with open(self.path, "ab") as file:
+                file.write(struct.pack("<Q", len(record)) + record)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise PublishedError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def clear(self) -> None:
+        """The round is closed."""
+        self.path.unlink(missing_ok=True)
+
+    def read(self) -> list[ev.Stage]:
+        """The totals of the round that was not closed, in order; a last one that was cut short was never sent."""
+        return [
+            ev.Stage(Total(round_, base, segment, frozenset(names), integers), purpose)
+            for round_, base, purpose, names, segment, integers in self._records()
+        ]
+
+    def _records(self) -> Iterator[list[Any]]:
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        begin = 0
+        while begin + 8 <= len(data):
+            end = begin + 8 + struct.unpack_from("<Q", data, begin)[0]
+            if end > len(data):
+                return
+            yield msgpack.unpackb(data[begin + 8 : end], raw=False)
+            begin = end
