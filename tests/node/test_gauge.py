@@ -17,10 +17,13 @@ MEGABYTE = 1 << 20
 
 
 def test_a_peak_stays_when_the_memory_is_given_back() -> None:
-    before = peak_memory("self")
-    block = bytearray(os.urandom(MEGABYTE)) * 200
-    del block
-    assert before + 150 * MEGABYTE < peak_memory(os.getpid()) == own_usage().peak_memory
+    def take_and_give_back() -> None:
+        before = peak_memory("self")
+        block = bytearray(os.urandom(MEGABYTE)) * 200
+        del block
+        assert before + 150 * MEGABYTE < peak_memory(os.getpid()) == own_usage().peak_memory
+
+    assert reap(spawn(signal.SIGKILL, take_and_give_back)) == 0
 
 
 def test_descriptors_and_sockets_are_counted() -> None:
