@@ -92,6 +92,7 @@ class Contributor(Climber):
         else:
             self.round.awaited.discard(self.me)  # we trained in it before we restarted: never twice in a round
         self.do(ev.SetTimer("gather", self._patience(opening.gather_ms / 1000)))
+        self._expect_connections()
         self._advance()
 
     def _refuse(self, opening: Open) -> None:
@@ -185,12 +186,26 @@ class Contributor(Climber):
             self._lose(self.me)
 
     def on_gather_expired(self, event: ev.Expired) -> None:
-        if event.timer == "gather" and self.round:
-            self.do(ev.Report("gave up on", self.round.opening.round, frozenset(self.round.awaited)))
-            self.round.awaited.clear()
-            self._advance()
-        else:
-            self.on_expired(event)
+        assert self.round is not None
+        match event.timer:
+            case "gather":
+                self._stop_awaiting(self.round, self.round.awaited)
+            case "settle":
+                self._stop_awaiting(self.round, self.round.awaited - self.up - {self.me})
+            case _:
+                self.on_expired(event)
+
+    def _stop_awaiting(self, round_: Gathering, names: set[str]) -> None:
+        if names:
+            self.do(ev.Report("gave up on", round_.opening.round, frozenset(names)))
+        round_.awaited -= names
+        self._advance()
+
+    def _expect_connections(self) -> None:
+        """Whoever we wait for has a while to find us: it may be gone, or have gone to another ancestor."""
+        assert self.round is not None
+        if self.round.awaited - self.up - {self.me}:
+            self.do(ev.SetTimer("settle", self.rules.settle_seconds))
 
     def _lose(self, name: str) -> None:
         """Nothing more comes from a source: the sum goes on, or begins again, without it, while that is allowed."""
@@ -224,11 +239,12 @@ class Contributor(Climber):
             source.used = source.arrived  # nobody is there to get the credit
             return
         if self._is_below(child) and not self._is_frozen and (source or child in round_.awaited):
-            orphans = set(self.tree.children[child]) - round_.sources.keys()
-            round_.awaited |= orphans
-            if orphans and self.state is State.GATHERING:
-                self.do(ev.SetTimer("gather", self.rules.settle_seconds))
+            round_.awaited |= set(self.tree.children[child]) - round_.sources.keys()
+            self._expect_connections()
         self._lose(child)
+
+    def _stop_timers(self) -> None:
+        self.do(ev.StopTimer("gather"), ev.StopTimer("settle"))
 
     # ---- merge and pass up ------------------------------------------------------------------------------
 
@@ -248,7 +264,7 @@ class Contributor(Climber):
     def _freeze(self, round_: Gathering) -> None:
         """Segment 0 fixes our set. The apex lets it pass only if everyone stays hidden, and only once a round."""
         self.state = State.FLOWING
-        self.do(ev.StopTimer("gather"))
+        self._stop_timers()
         round_.choose(self.me)
         if not round_.merged_from:
             self._cut()
@@ -347,7 +363,7 @@ class Contributor(Climber):
     def _set_is_final(self, round_: Gathering) -> None:
         if self.state is State.GATHERING:  # the set was closed without us
             self.state = State.FLOWING
-            self.do(ev.StopTimer("gather"))
+            self._stop_timers()
             if not round_.cut:
                 self._cut()
         if not round_.is_final:
@@ -374,7 +390,8 @@ class Contributor(Climber):
         assert self.closing is not None
         just_joined = self.joined_on == self.base  # the key holder may believe that we are still there
         self.base, self.size = event.state, event.size
-        self.do(ev.Keep(self.closing), ev.StopTimer("gather"), ev.Wipe(event.round))
+        self._stop_timers()
+        self.do(ev.Keep(self.closing), ev.Wipe(event.round))
         self.do(ev.Report("closed", event.round, self.closing.close.contributors))
         self.round, self.state = None, State.IDLE
         self.closed(self.closing)
@@ -396,7 +413,8 @@ class Contributor(Climber):
         """Forget the round in hand, if there is one."""
         if self.round:
             self._release()
-            self.do(ev.StopTimer("gather"), ev.Wipe(self.round.opening.round))
+            self._stop_timers()
+            self.do(ev.Wipe(self.round.opening.round))
             self.round, self.staged = None, 0
         if self.state is not State.ENDING:
             self.state = State.IDLE

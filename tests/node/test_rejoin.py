@@ -52,3 +52,35 @@ def test_the_first_round_waits_for_nobody_who_missed_it(away: float) -> None:
     last = [opening.listed for opening in network.openings if opening.round == 6]
     assert last
     assert all(listed == frozenset(network.names) for listed in last)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(7, 12), st.integers(0, 2**32), st.floats(0.1, 8.0))
+def test_a_death_while_others_still_train_does_not_shorten_their_time(parties: int, seed: int, when: float) -> None:
+    """Training takes longer than children of the dead have to find another parent."""
+    network = Network(parties, seed, rounds=2)
+    network.train_seconds = 12.0
+    inner = network.tree.children[network.tree.apex][0]
+    network.moments["training", 1] = lambda _: network.plan(network.now + when, lambda: network.kill(inner))
+    network.run()
+    check(network)
+    sets = {opening.listed for opening in network.openings if opening.round == 1}
+    everyone = frozenset(network.names)
+    assert sets <= {everyone, everyone - {inner}}
+    assert sets
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(7, 12), st.integers(0, 2**32))
+def test_a_parent_does_not_wait_all_the_round_for_a_child_that_cannot_come(parties: int, seed: int) -> None:
+    """The link of an inner node to its parent is cut: it goes to another ancestor."""
+    network = Network(parties, seed, rounds=3)
+    inner = network.tree.children[network.tree.apex][0]
+    child = network.tree.children[inner][0]
+    opened: dict[int, float] = {}
+    for number in (1, 2):
+        network.moments["training", number] = lambda _, number=number: opened.setdefault(number, network.now)  # type: ignore[misc]
+    network.plan(1.5, lambda: network.cut(inner, child))
+    network.run()
+    check(network)
+    assert opened[2] - opened[1] < network.rules.gather_seconds / 2
