@@ -14,7 +14,7 @@ from keys.identity import Card
 from keys.manifest import Manifest
 from keys.plan import Plan
 from keys.planner import choose
-from node.home import BASE, MODEL, STATE
+from node.home import BASE, MODEL
 from node.study import Study, check_options
 from node.tasks.loader import task_digest
 from topology import Member, check_placeable
@@ -143,9 +143,9 @@ def next_cards(previous: Manifest, new: Iterable[Card], leaving: Iterable[str]) 
 
 def next_base(home: Path, previous: Manifest) -> str | None:
     """The digest of the model that a version after ``previous`` goes on from, as ``home`` has it published."""
-    from node.published import published
+    from node.continuation import published_model
 
-    model = published(home, previous)
+    model = published_model(home, previous)
     return model.digest(bytes.fromhex(previous.digest)).hex() if model else None
 
 
@@ -155,11 +155,12 @@ def install_base(home: Path, manifest: Manifest, model: Path | None) -> Path | N
     Raises:
         FederationError: none of them is the model that all signed.
     """
-    from node.published import find_base, load_model, save_model
+    from node.continuation import find_base
+    from node.published import load_model, save_model
 
     if manifest.base is None:
         return None
-    found = find_base(manifest, [*([model] if model else []), home / STATE, home / MODEL, home / BASE])
+    found = find_base(manifest, [*([model] if model else []), home / MODEL, home / BASE])
     if found is None:
         raise FederationError(
             f"version {manifest.version} goes on from the published model {manifest.base[:16]}, which is not "

@@ -26,10 +26,11 @@ from topology import Member, Placement, Roster, Tree
 
 SETTINGS = "node.toml"
 MODEL = "model.npz"
-STATE = "state.npz"
+"""The model as it was published last."""
 BASE = "base.npz"
 """The published model that this version of the manifest goes on from, where it does."""
 OPENED = "opened.bin"
+"""At the key holder: totals of a round that is not closed."""
 LEDGER = "ledger.jsonl"
 LOCK = "lock"
 LOCK_SECONDS = 3.0

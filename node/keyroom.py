@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from keys.canaries import round_key
+from keys.canonical import digest
 from keys.ceremony import SECRET_KIND, load_identity, secret_key_file
 from keys.ckks import Opener, OpeningFailed, generate_keys
 from keys.errors import WardtreeError
@@ -105,7 +106,7 @@ def _apart(ours: Channel, theirs: Channel, function: Callable[..., Any], argumen
 def _make_key(home: Path, passphrase: str, plan: Plan, public_key: Path, cost: KdfCost) -> str:
     refuse_existing(public_key)
     public, secret = generate_keys(plan)
-    sealed = home / secret_key_file(hashlib.sha256(public).hexdigest())
+    sealed = home / secret_key_file(digest(public).hex())
     seal_file(sealed, SECRET_KIND, secret, passphrase, cost)
     write_public(public_key, public)
     return str(sealed)

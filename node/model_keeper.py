@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from node import update
-from node.home import MODEL, OPENED, STATE, Home, HomeError, Options
+from node.continuation import base_model
+from node.home import BASE, MODEL, OPENED, Home, HomeError, Options
 from node.protocol import events as ev
 from node.published import (
     OpenedTotals,
     PublishedError,
-    load_base,
     load_model,
     save_model,
     state_from,
@@ -36,14 +36,10 @@ class ModelKeeper:
         self._spec: StatisticsSpec | None = None
         self._staged: list[bytes] = []
         self._opened = OpenedTotals(home.path / OPENED) if home.is_key_holder else None
+        self._base = base_model(home)
+        self.begins = self._base.round if self._base else -1
         self.shared = SharedModel(1)
         self.model = update.Model(-1, self.shared.parameters[:0])
-        self._base = load_base(home.path, home.manifest)
-        if self._base and self._base.round >= home.study.rounds:
-            raise HomeError(
-                f"{home.path}: the model that version {home.manifest.version} goes on from has {self._base.round} "
-                f"rounds already, and its study ends after {home.study.rounds}"
-            )
 
     @property
     def digest(self) -> bytes:
@@ -64,7 +60,8 @@ class ModelKeeper:
         self.model.parameters[start : start + piece.size] = piece
 
     def prepared(self, message: dict[str, Any]) -> None:
-        """The enclave that prepared the data is done: what a round of each kind sums.
+        """The enclave that prepared the data is done: what a round of each kind sums. The first model is that of the
+        enclave, unless this version of the manifest goes on from a published one.
 
         Raises:
             HomeError: the model that the manifest goes on from is not one of this task.
@@ -72,24 +69,23 @@ class ModelKeeper:
         if message["statistics"]:
             self._spec = StatisticsSpec(*message["statistics"])
         if self._base:
-            came, expected = (self._base.parameters.size, _sums(self._base)), self.lengths
-            if came != expected:
-                raise HomeError(
-                    f"{self._home.path}: the model that version {self._home.manifest.version} goes on from has "
-                    f"{came[0]} parameters and {came[1]} sums, the task here {expected[0]} and {expected[1]}"
-                )
+            self._check_base(self._base)
             self._take(self._base)
+            self._base = None
         self._save_history()
+
+    def _check_base(self, base: update.Model) -> None:
+        sums = 0 if base.statistics is None else base.statistics.size
+        if (base.parameters.size, sums) != self.lengths:
+            raise HomeError(
+                f"{self._home.path / BASE}: the model that this version goes on from has {base.parameters.size} "
+                f"parameters and {sums} statistics; the task here has {self.lengths[0]} and {self.lengths[1]}"
+            )
 
     @property
     def lengths(self) -> tuple[int, int]:
         """Integers of a training round and of the statistics round."""
         return self.model.parameters.size, self._spec.length if self._spec else 0
-
-    @property
-    def after(self) -> int:
-        """The last round under the manifest before this one, if the study goes on from its model; -1 if not."""
-        return self._base.round if self._base else -1
 
     def resume(self, chain: Sequence[ev.Published]) -> tuple[tuple[ev.Published, ...], ev.Resumed | None]:
         """Go back to the state before this node was interrupted, as far as its ledger can prove it.
@@ -99,7 +95,7 @@ class ModelKeeper:
         """
         totals = self._opened.read() if self._opened else []
         try:
-            saved = load_model(self._home.path / STATE)
+            saved = load_model(self._home.path / MODEL)
         except PublishedError:
             saved = self.model  # none: this is the first start
         states = [self.digest, *(published.close.state for published in chain)]
@@ -116,8 +112,6 @@ class ModelKeeper:
         if totals and held == self.digest:
             self._staged = [command.total.integers for command in totals]
             return tuple(chain), self._resumed(totals, applied=False)
-        if self._opened:
-            self._opened.clear()  # of another manifest
         return tuple(chain), None
 
     def _resumed(self, totals: list[ev.Stage], applied: bool) -> ev.Resumed:
@@ -155,7 +149,7 @@ class ModelKeeper:
         self.model = replace(model, parameters=self.shared.parameters)
 
     def _save_state(self) -> None:
-        save_model(self._home.path / STATE, self.model, durable=self._home.is_key_holder)
+        save_model(self._home.path / MODEL, self.model, durable=self._home.is_key_holder)
         self._save_history()
 
     def kept(self) -> None:
@@ -187,10 +181,6 @@ class ModelKeeper:
         allowed = "check-sums" in self._home.manifest.debug and round_ < len(self._options.check_seeds)
         return self._options.check_seeds[round_] if allowed else None
 
-    def save(self) -> None:
-        """Write the final model into the home."""
-        save_model(self._home.path / MODEL, self.model)
-
     def _check_sums(self, command: ev.Apply, staged: list[bytes]) -> None:
         seed = self.check_seed(command.round)
         if seed is not None:
@@ -201,7 +191,3 @@ class ModelKeeper:
     def _save_history(self) -> None:
         if self._options.history:
             save_model(self._options.history / f"round-{self.model.round + 1:05}.npz", self.model)
-
-
-def _sums(model: update.Model) -> int:
-    return 0 if model.statistics is None else model.statistics.size

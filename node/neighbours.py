@@ -32,6 +32,15 @@ ENVELOPE_BYTES = 64 << 10
 Refused = Callable[[str, str, str], None]
 
 
+@dataclass
+class Neighbour:
+    """One party that we are linked to."""
+
+    link: Link
+    silent: int = 0
+    unreachable: int = 0
+
+
 def greeting(manifest: Manifest) -> bytes:
     """What a node says of its manifest before anything else: 16 + 8 + 32 bytes."""
     return bytes.fromhex(manifest.federation) + manifest.version.to_bytes(8, "big") + bytes.fromhex(manifest.digest)
@@ -42,15 +51,6 @@ def understand(greeting: bytes) -> tuple[str, int, str] | None:
     if len(greeting) != 56:
         return None
     return greeting[:16].hex(), int.from_bytes(greeting[16:24], "big"), greeting[24:].hex()
-
-
-@dataclass
-class Neighbour:
-    """One party that we are linked to."""
-
-    link: Link
-    silent: int = 0
-    unreachable: int = 0
 
 
 class Neighbours:
@@ -66,9 +66,8 @@ class Neighbours:
             TransportError: the port is in use, say.
         """
         self._me, self._sign, self._refused = home.name, identity.sign, refused
-        self._window, self._manifest, self._greeting = home.rules.window, home.manifest, greeting(home.manifest)
-        self._above = set() if home.is_key_holder else set(home.placement.ladder(home.name))
-        self._later: set[str] = set()
+        self._window = home.rules.window
+        self._manifest, self._greeting = home.manifest, greeting(home.manifest)
         self.codec = Codec(home.digest, home.roster, home.manifest.signing_keys, verify)
         self._all: dict[str, Neighbour] = {}
         self._dialled: set[str] = set()
@@ -154,11 +153,14 @@ class Neighbours:
         """What a message of the transport means to the round machine.
 
         Raises:
-            HomeError: another node with our identity is connected, or all above us follow a later manifest.
+            HomeError: another node with our identity is connected, or our parent follows a later manifest.
         """
         wire = Wire.parse(parts)
         if parts == [REFUSED] and peer in self._dialled:
             self._wait_for_our_predecessor(peer)
+            return
+        if wire and wire.kind == HELLO and wire.item != (self._greeting,):
+            self._refuse_another_manifest(peer, wire)
             return
         if wire is None:
             if parts != [b""]:  # the probe of a parent that heard a second node with our identity
@@ -167,9 +169,6 @@ class Neighbours:
         if wire.kind == BYE:
             if peer in self._all and self._all[peer].link.is_left_by(wire):
                 yield self._lose(peer, left=True)
-            return
-        if wire.kind == HELLO and wire.item != (self._greeting,):
-            self._refuse_another_manifest(peer, wire)
             return
         self._second_since = None
         neighbour = self._all.setdefault(peer, self._new())
@@ -196,22 +195,18 @@ class Neighbours:
 
     def _refuse_another_manifest(self, peer: str, wire: Wire) -> None:
         """Say why on both sides: nothing is exchanged with a party that does not follow our very manifest."""
-        ours, theirs = self._manifest, understand(wire.item[0])
-        if theirs is None:
-            came = "something else"
-        elif theirs[0] != ours.federation:
+        ours = self._manifest
+        theirs = understand(wire.item[0])
+        came = "something else" if theirs is None else f"version {theirs[1]} ({theirs[2][:16]})"
+        if theirs and theirs[0] != ours.federation:
             came = "that of another federation"
-        else:
-            came = f"version {theirs[1]} ({theirs[2][:16]})"
         self._refused(peer, f"version {ours.version} of the manifest ({ours.digest[:16]})", came)
         if wire.sequence == 0:  # it asks for an answer: it gets ours, and asks for none
-            self._put(peer, [Wire(HELLO, 1, wire.session, 1, 0, 0, (self._greeting,))])
-        if theirs and theirs[0] == ours.federation and theirs[1] > ours.version:
-            self._later.add(peer)
-        if self._above and self._above <= self._later:  # one of them alone could lie
+            self._put(peer, [Wire(HELLO, secrets.randbits(63) | 1, wire.session, 1, 0, 0, (self._greeting,))])
+        if peer in self._dialled and theirs and theirs[0] == ours.federation and theirs[1] > ours.version:
             raise HomeError(
-                f"{', '.join(sorted(self._above))} follow a later manifest than version {ours.version}, which this "
-                "node follows: join it (`wardtree ceremony join`)"
+                f"{peer} follows version {theirs[1]} of the manifest, this node version {ours.version}: "
+                f"join version {theirs[1]} (`wardtree ceremony join`)"
             )
 
     def _wait_for_our_predecessor(self, parent: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,9 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keys.errors import WardtreeError
-from keys.manifest import Manifest
-from node.home import BASE, LEDGER, MODEL, STATE
-from node.ledger import read_entries
 from node.protocol import events as ev
 from node.protocol.messages import Total
 from node.update import Model
@@ -74,78 +71,17 @@ def load_model(path: Path) -> Model:
     """The inverse of :func:`save_model`.
 
     Raises:
-        PublishedError: it is no such file.
+        PublishedError: the file cannot be read, or is no published model.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             statistics = arrays["statistics"].astype(np.float64) if arrays["statistics"].size else None
-            parameters = arrays["parameters"].astype(np.float32, copy=False)
+            parameters = arrays["parameters"].astype(np.float32)
             return Model(int(arrays["round"]), parameters, statistics, int(arrays["parties"]))
-    except (OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise PublishedError(f"{path}: expected a saved model: {' '.join(str(error).split())}") from error
-
-
-# ---- from one version of the manifest to the next ---------------------------------------------------------
-
-
-def published(home: Path, manifest: Manifest) -> Model | None:
-    """The model as this home has it published under ``manifest``: of the last round that its ledger closes, or what
-    it began from; None if that is the task's own first model.
-
-    Raises:
-        PublishedError: no file in the home is that model.
-    """
-    state, ours = manifest.base and _under_its_own(home, manifest), False
-    for line in read_entries(home / LEDGER):
-        entry = line["entry"]
-        if entry["what"] == "started":
-            ours = entry["manifest"] == manifest.digest
-        elif entry["what"] == "closed" and ours:
-            state = entry["state"]
-    if state is None:
-        return None
-    files = [home / STATE, home / MODEL, home / BASE]
-    path = _find(state, bytes.fromhex(manifest.digest), files)
-    if path is None:
-        raise PublishedError(f"{home}: no file here is the model that its ledger says was published last")
-    return load_model(path)
-
-
-def find_base(manifest: Manifest, candidates: Iterable[Path]) -> Path | None:
-    """The first of these files with the model that ``manifest`` goes on from, None if none has it."""
-    assert manifest.base is not None
-    assert manifest.previous is not None
-    return _find(manifest.base, bytes.fromhex(manifest.previous), candidates)
-
-
-def load_base(home: Path, manifest: Manifest) -> Model | None:
-    """The model that ``manifest`` goes on from, None where it begins anew.
-
-    Raises:
-        PublishedError: it is not in the home.
-    """
-    if manifest.base is None:
-        return None
-    path = find_base(manifest, [home / BASE])
-    if path is None:
-        raise PublishedError(
-            f"{home / BASE}: not the published model that version {manifest.version} of the manifest goes on from; "
-            "join again, with --model"
-        )
-    return load_model(path)
-
-
-def _under_its_own(home: Path, manifest: Manifest) -> str | None:
-    """The digest of what ``manifest`` goes on from, under its own name."""
-    model = load_base(home, manifest)
-    return model.digest(bytes.fromhex(manifest.digest)).hex() if model else None
-
-
-def _find(state: str, manifest: bytes, candidates: Iterable[Path]) -> Path | None:
-    for path in candidates:
-        if path.exists() and load_model(path).digest(manifest).hex() == state:
-            return path
-    return None
+    except OSError as error:
+        raise PublishedError(f"{path}: cannot be read: {error.strerror or 'no published model'}") from error
+    except (ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise PublishedError(f"{path}: expected a published model, came something else") from error
 
 
 # ---- in parts -------------------------------------------------------------------------------------------
