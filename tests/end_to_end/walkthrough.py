@@ -26,7 +26,8 @@ from keys.words import _list
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "ceremony.md"
-SECONDS = 120
+SECONDS = 300
+"""How long one command may take, on a machine that has other things to do."""
 _COMMAND = re.compile(r"([a-z]+)\$ (.*)")
 _PORT = re.compile(r"127\.0\.0\.1:(7\d\d\d)")
 
