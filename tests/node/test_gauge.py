@@ -69,4 +69,5 @@ def test_a_gauge_sees_what_lives_below_and_what_has_ended(how: str, monkeypatch:
     peak = watcher.stop()
     assert peak.how == how
     assert peak.processes >= 4, "this one, the gauge, and two more"
-    assert peak.memory > (450 if how == "pss" else 150) * MEGABYTE, "others may give some back meanwhile"
+    if how == "pss":  # what the machine has left, others change too
+        assert peak.memory > 450 * MEGABYTE
