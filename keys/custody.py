@@ -18,6 +18,7 @@ import base64
 import binascii
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from nacl.public import PrivateKey, PublicKey, SealedBox
 
 from keys.canonical import canonical, fields, parse, unhex
 from keys.ceremony import CARD, SECRET_KIND, CeremonyError, Step, load_identity, read_card, secret_key_file
+from keys.errors import WardtreeError
 from keys.history import History, ShareSet
 from keys.identity import Card, Identity, check_name
 from keys.shares import KEY_BYTES, combine, share_digest, split
@@ -222,11 +224,13 @@ def recombine(
             f"of {', '.join(sorted(shares))}; the others are with {', '.join(elsewhere)}"
         )
     path = home / secret_key_file(share_set.public_key)
-    if path.exists() and read_lock(read_bounded(path, MAX_SEALED)).cost is not None:
-        raise CustodyError(f"{path}: is under a passphrase already")
+    copies = [share.sealed for share in shares.values()]
+    if path.exists():
+        copies.insert(0, read_bounded(path, MAX_SEALED))
+        if read_lock(copies[0]).cost is not None:
+            raise CustodyError(f"{path}: is under a passphrase already")
     enough = sorted(shares.values(), key=lambda share: share.index)[: share_set.needed]
-    key = combine({share.index: share.share for share in enough})
-    secret = unseal_with_shares(enough[0].sealed, SECRET_KIND, key)
+    secret = _open_a_copy(copies, combine({share.index: share.share for share in enough}))
     if path.exists():
         replace_file(path, seal(SECRET_KIND, secret, passphrase, cost))
     else:
@@ -240,6 +244,14 @@ def recombine(
         (path,),
         f"{identity.name}: start your node. Split again when the study is done, or destroy the key.",
     ), statement
+
+
+def _open_a_copy(copies: Sequence[bytes], key: bytes) -> bytes:
+    """The secret key in the first copy of the sealed file that the key opens: a holder may have spoilt its own."""
+    for copy in copies:
+        with suppress(WardtreeError):
+            return unseal_with_shares(copy, SECRET_KIND, key)
+    raise CustodyError("no copy of the sealed key opens with these shares: all of them were changed or damaged")
 
 
 def destroy_key(

@@ -120,6 +120,11 @@ def ciphertext_bytes(plan: Plan) -> int:
     return 2 * plan.poly_modulus_degree * plan.prime_bits[0] // 8
 
 
+def segment_bytes(plan: Plan, ciphertexts: int) -> int:
+    """Bytes of a segment of so many ciphertexts."""
+    return HEAD_BYTES + ciphertexts * ciphertext_bytes(plan)
+
+
 def write_segment(words: Words, plan: Plan) -> bytes:
     """The segment of some ciphertexts' residues, shape (2, ciphertexts, N)."""
     return fingerprint(plan) + pack_words(words.reshape(-1, words.shape[-1]), plan.prime_bits[0]).tobytes()
@@ -177,3 +182,17 @@ def add(parts: Sequence[bytes], plan: Plan) -> bytes:
     for other in others:
         add_words(total, other, data_prime(plan))
     return write_segment(total, plan)
+
+
+def faulty(parts: Sequence[bytes], plan: Plan, ciphertexts: int) -> tuple[int, ...]:
+    """The places of those parts that are no segments of so many ciphertexts of this plan."""
+    size = segment_bytes(plan, ciphertexts)
+    return tuple(place for place, part in enumerate(parts) if len(part) != size or not _is_segment(part, plan))
+
+
+def _is_segment(part: bytes, plan: Plan) -> bool:
+    try:
+        read_segment(part, plan)
+    except CiphertextError:
+        return False
+    return True

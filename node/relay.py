@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from keys import segments
 from keys.canaries import round_key
 from keys.ceremony import load_identity
 from keys.errors import WardtreeError
@@ -106,6 +107,7 @@ class Relay:
         for descriptor in (self.template.descriptor, keyroom):
             if descriptor is not None:
                 self.transport.watch(descriptor)
+        self.telemetry.tell("usage", when="began", **asdict(own_usage()))
         self._start_enclave("prepare")
         self.timers[BEAT] = time.monotonic() + BEAT_SECONDS
         while self.exit_code is None:
@@ -284,7 +286,6 @@ class Relay:
 
     def _open(self, command: ev.OpenTotal) -> None:
         assert self.keyroom
-        length = self.machine.lengths[self.current.purpose]
         self.keyroom.send(
             "open",
             round=command.round,
@@ -292,7 +293,7 @@ class Relay:
             base=self.machine.base,
             others=sorted(command.others),
             own=self.home.name if command.own else None,
-            length=self.home.rules.segment_length(length, command.segment),
+            length=self._segment_length(command.segment),
             ciphertexts=command.ciphertexts,
         )
 
@@ -358,15 +359,20 @@ class Relay:
 
     def _merge(self, command: ev.Merge) -> None:
         watch = Stopwatch()
+        plan, place = self.home.plan, (command.round, command.attempt, command.segment)
+        ciphertexts = plan.ciphertexts(self._segment_length(command.segment))
         try:
-            total = update.merge(self.home.plan, command.parts)
-        except CiphertextError as error:
-            # One of our children's parts is no ciphertext of this plan: nothing more goes up from here.
-            self.refused("a child", "ciphertexts of this federation's plan", str(error))
-            self.events.append(ev.OwnLost(command.round))
+            total = update.merge(plan, command.parts)
+        except CiphertextError:
+            total = b""
+        if len(total) != segments.segment_bytes(plan, ciphertexts):
+            self.events.append(ev.NotMerged(*place, segments.faulty(command.parts, plan, ciphertexts)))
             return
         self._stage_time("merge", watch.seconds)
-        self.events.append(ev.Merged(command.round, command.attempt, command.segment, total))
+        self.events.append(ev.Merged(*place, total))
+
+    def _segment_length(self, segment: int) -> int:
+        return self.home.rules.segment_length(self.machine.lengths[self.current.purpose], segment)
 
     def _apply(self, command: ev.Apply) -> None:
         self._end_enclave()  # nothing of it counts in this round any more, and the model changes under it
@@ -412,6 +418,6 @@ class Relay:
         self.refused.sum_up()
         traffic = self.neighbours.traffic
         self.telemetry.tell("traffic", sent=traffic.sent, received=traffic.received, parent=self.machine.parent)
-        self.telemetry.tell("usage", room="relay", **asdict(own_usage()))
+        self.telemetry.tell("usage", when="ended", **asdict(own_usage()))
         self.telemetry.tell("stopped", error=error, state=self.keeper.digest.hex())
         self.exit_code = 0 if error is None else 1

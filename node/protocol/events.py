@@ -119,6 +119,16 @@ class Merged:
 
 
 @dataclass(frozen=True)
+class NotMerged:
+    """There is no such sum: the parts at these places are no ciphertexts of the plan."""
+
+    round: int
+    attempt: int
+    segment: int
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Opened:
     """The key room opened and checked a segment: the exact integers, the key holder's own included."""
 
@@ -165,8 +175,8 @@ class Expired:
 
 
 Event = (
-    Ready | Up | Down | Received | Room | Sealed | Contributed | OwnLost | Merged | Opened | OpeningRefused | Applied
-    | Adopted | NotAdopted | Expired
+    Ready | Up | Down | Received | Room | Sealed | Contributed | OwnLost | Merged | NotMerged | Opened | OpeningRefused
+    | Applied | Adopted | NotAdopted | Expired
 )  # fmt: skip
 
 # ---- commands -------------------------------------------------------------------------------------------

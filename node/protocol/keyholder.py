@@ -320,7 +320,7 @@ class KeyHolder(Feeder):
         else:
             self.append(published.close, is_last=True)
         live = self.round.opening.contributors if self.round else frozenset[str]()
-        self.present.closed(live, contributors, event.state)
+        self.present.closed(base, live, contributors, event.state)
         self.round, self.base, self.size, self.state = None, event.state, event.size, State.IDLE
         self.failures = 0
         self.closed(published)

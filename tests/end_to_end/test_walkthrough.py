@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from node.model_keeper import load_model
+from node.published import load_model
 from tests.end_to_end.walkthrough import PAGE, Page, comparable, walk
 
 

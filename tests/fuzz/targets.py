@@ -286,12 +286,15 @@ def _message(draw: Draw) -> Message:
             return Snapshot(base, segment_, draw.of((1, 2, 3, 1 << 50)), bytes(draw.of((40, 24, 41, 0))))
 
 
-def _answers(party: Party, command: ev.Command) -> Iterator[ev.Event]:
+def _answers(draw: Draw, command: ev.Command) -> Iterator[ev.Event]:
     """What a node's other parts would answer at once."""
     match command:
         case ev.Merge(round_, attempt, segment_, parts):
             assert parts
-            yield ev.Merged(round_, attempt, segment_, b"sum")
+            if draw.below(4) == 3:
+                yield ev.NotMerged(round_, attempt, segment_, (draw.below(len(parts)),))
+            else:
+                yield ev.Merged(round_, attempt, segment_, b"sum")
         case ev.OpenTotal(round_, segment_, others, own, _):
             assert len(others) + own > RULES.min_hidden, "an opening in which somebody is not hidden"
             yield ev.Opened(round_, segment_, bytes(40))
@@ -315,7 +318,7 @@ def _run_machine(party: Party, data: bytes) -> None:
                     assert (command.round, command.segment) not in opened, "a segment is opened twice"
                     opened.add((command.round, command.segment))
                 ended = ended or isinstance(command, ev.Stop)
-                waiting.extend(_answers(party, command))
+                waiting.extend(_answers(draw, command))
 
     happen(ev.Ready(BASE, 25, draw.of((0, 3)), 40))
     while draw.data and not ended:

@@ -170,6 +170,17 @@ def test_a_corrupted_share_is_named(table: Custody) -> None:
         custody.recombine(table.home("ada"), "ada", [table.release("anna"), forged], NOW, LEAST)
 
 
+def test_a_spoilt_copy_of_the_sealed_key_stops_nobody(table: Custody) -> None:
+    table.split()
+    released = [table.release("anna"), table.release("bill")]
+    own = custody.read_share(table.share("anna"), table.identity("anna"))
+    spoilt = replace(own, sealed=own.sealed[:-1] + bytes([own.sealed[-1] ^ 1]))
+    released[0].write_bytes(spoilt.to_bytes("anna", ceremony.read_card(table.card("ada"))))
+    table.sealed.unlink()
+    custody.recombine(table.home("ada"), "ada", released, NOW, LEAST)
+    assert open_file(table.sealed, SECRET_KIND, "ada") == SECRET
+
+
 def test_a_changed_file_is_refused(table: Custody) -> None:
     table.split()
     values = json.loads(table.share("anna").read_bytes())
