@@ -36,7 +36,8 @@ update to bytes ready to send, for one client. *Add*: from the bytes of all upda
 *Read back*: from those bytes to floats. *Bytes*: of one party's upload, per parameter. *Error*: how far the mean
 lies from the update, at most. Seconds are processor seconds, so that waiting for other work on the machine does not
 count; but such work, and the neighbours of a virtual machine, still take caches and memory, and slow what they share
-them with. Two runs of the same code differed by a fifth in single figures and in their ratios. In these {core_share} of the wall time was processor time; 100% is a quiet machine. The JSON file has both.
+them with. Two runs of the same code differed by a fifth in single figures and in their ratios. In these
+{core_share} of the wall time was processor time; 100% is a quiet machine. The JSON file has both.
 """
 
 NOTES = """\
