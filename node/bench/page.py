@@ -26,18 +26,18 @@ INTRODUCTION = """\
 # The encryption beside its peers
 
 One update, drawn from one seed (float32, normal, sigma 0.02), protected, added up and read back by every program
-of a table in one run, one after the other, each in its own process on one core. Made by `scripts/bench_peers`{runs};
-the figures are in [crypto-peers.json](crypto-peers.json). Machine: {machine}.
+of a table in one run, one after the other, each in its own process on one core. Made by `scripts/bench_peers`; the
+figures are in [crypto-peers.json](crypto-peers.json){runs}. Machine: {machine}.
 
 ![Time and upload for one million parameters](crypto-peers.svg)
 
 **What the columns are.** *Ahead*: what needs no data and is made while the model trains. *Protect*: from the float
 update to bytes ready to send, for one client. *Add*: from the bytes of all updates to the bytes of the result.
 *Read back*: from those bytes to floats. *Bytes*: of one party's upload, per parameter. *Error*: how far the mean
-lies from the update, at most. Seconds are processor seconds, medians of {repeats}, so that waiting for other work on
-the machine does not count; but such work, and the neighbours of a virtual machine, still take caches and memory, and
-slow what they share them with. Two runs of the same code differed by a fifth in single figures and in their ratios.
-In these {core_share} of the wall time was processor time; 100% is a quiet machine. The JSON file has both.
+lies from the update, at most. Seconds are processor seconds, so that waiting for other work on the machine does not
+count; but such work, and the neighbours of a virtual machine, still take caches and memory, and slow what they share
+them with. Two runs of the same code differed by a fifth in single figures and in their ratios. In these
+{core_share} of the wall time was processor time; 100% is a quiet machine. The JSON file has both.
 """
 
 NOTES = """\
@@ -90,15 +90,14 @@ def write_page(report: Report) -> str:
     parts = [
         INTRODUCTION.format(
             machine=report["machine"],
-            runs=f" in {runs} runs on this machine, one after another" if runs > 1 else "",
-            repeats=_repeats(results),
+            runs=f", from {runs} runs on one machine" if runs > 1 else "",
             core_share=f"{min(shares):.0%} to {max(shares):.0%}",
         )
     ]
     cases = dict.fromkeys((result["params"], result["parties"]) for result in report["results"])
     for params, parties in cases:
         here = [result for result in report["results"] if (result["params"], result["parties"]) == (params, parties)]
-        parts.append(f"## {params:,} parameters, {parties} parties\n\n{_table(here)}")
+        parts.append(f"## {params:,} parameters, {parties} parties\n\n{_repeats(here).capitalize()}.\n\n{_table(here)}")
     if checks := _checks(results, report.get("pairs", [])):
         parts.append("## What was promised\n\n" + checks)
     flower = _find(results, FLOWER, MILLION, 4) or {}
@@ -111,15 +110,10 @@ def write_page(report: Report) -> str:
 
 
 def _repeats(results: Sequence[Report]) -> str:
-    """How many timed runs stand behind each size."""
-    by_size: dict[int, set[int]] = {}
-    for result in results:
-        by_size.setdefault(result["repeats"], set()).add(result["params"])
-    words = {repeats: f"{repeats} runs after a warm-up" if repeats > 1 else "one run" for repeats in by_size}
-    if len(words) == 1:
-        return next(iter(words.values()))
-    named = {repeats: ", ".join(f"{size:,}" for size in sorted(sizes)) for repeats, sizes in by_size.items()}
-    return "; ".join(f"{words[repeats]} ({named[repeats]} parameters)" for repeats in sorted(words, reverse=True))
+    """How many timed runs stand behind a table."""
+    repeats = {result["repeats"] for result in results if "failed" not in result}
+    most = max(repeats, default=0)
+    return f"medians of {most} runs after a warm-up" if most > 1 else "one run"
 
 
 def _seconds(value: float | None) -> str:

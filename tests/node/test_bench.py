@@ -100,7 +100,7 @@ def test_the_page_does_not_call_what_one_run_cannot_tell(ours: float, verdict: s
     failed = {"program": FLARE, "params": MILLION, "parties": 4, "failed": "out of memory?", "run": 2}
     page = write_page({"machine": "a machine", "results": [*results, failed]})
     assert "not measured: out of memory?" in page
-    assert "in 2 runs on this machine" in page
+    assert "from 2 runs on one machine" in page
 
 
 @pytest.mark.parametrize(
