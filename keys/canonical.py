@@ -8,6 +8,7 @@ it is: nothing is normalised, so what was signed is what is shown.
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, NoReturn, TypeAlias
 
@@ -17,6 +18,8 @@ Json: TypeAlias = "bool | int | str | list[Json] | dict[str, Json] | None"
 
 MAX_DEPTH = 8  # lists and objects inside each other
 MAX_INTEGER = 2**53 - 1
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _WORDS: Mapping[type, str] = {
     str: "text",
@@ -96,6 +99,12 @@ def unhex(text: object, length: int, what: str) -> bytes:
     return bytes.fromhex(text)
 
 
+def hidden_letter(text: str) -> str | None:
+    """The first character that could hide or reorder others on a terminal; line feed and tab could not."""
+    suspects = (each for each in text if each not in "\n\t")
+    return next((each for each in suspects if unicodedata.category(each) in {"Cc", "Cf", "Zl", "Zp"}), None)
+
+
 def _check(value: object, depth: int) -> None:
     kind = type(value)
     if kind not in _WORDS:
@@ -113,7 +122,7 @@ def _check(value: object, depth: int) -> None:
             _check(each, depth - 1)
     elif isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise FormatError("expected integers within 2**53, came a greater one")
-    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+    elif isinstance(value, str) and _SURROGATE.search(value):
         raise FormatError("expected text of whole characters, came half a surrogate pair")
 
 

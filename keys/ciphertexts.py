@@ -1,14 +1,16 @@
 """SEAL's objects and their bytes: contexts, keys, ciphertexts.
 
-SEAL saves to a path; that path is always a memfd, so no key and no ciphertext touches a disk.
+SEAL saves to a path; that path is always a memfd or a pipe, so no key and no ciphertext touches a disk.
 Make every object after the last fork of a process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import struct
+import weakref
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -90,14 +92,49 @@ def to_seal(words: Words, context: sealapi.SEALContext, scale: float) -> sealapi
     return ciphertext
 
 
-def from_seal(thing: sealapi.Ciphertext | sealapi.Plaintext, degree: int) -> Words:
-    """The residues of a ciphertext, shape (2, N), or of an encoded plaintext, (1, N), under one prime.
+class Scratch:
+    """The way of SEAL's residues to numpy, for one owner in one process.
 
-    SEAL writes what only it can read quickly: Python sees one word at a time, a file has them all.
+    SEAL gives Python one word at a time, or all of them in a file. The file is a pipe: a third of the way is saved
+    against a memfd, whose pages come and go with every object. Where the kernel has no room left for a pipe
+    that holds a whole object, which SEAL would wait to write for ever, it is a memfd all the same.
     """
-    content = zstandard.ZstdDecompressor().decompress(save(thing)[16:])
-    polynomials = len(content) // (8 * degree)
-    return np.frombuffer(content[-8 * degree * polynomials :], "<u8").reshape(polynomials, degree)
+
+    def __init__(self, degree: int) -> None:
+        """For ciphertexts of up to two polynomials of ``degree`` residues."""
+        self._degree = degree
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._buffer = bytearray(32 * degree)
+        self._read, write = os.pipe2(os.O_CLOEXEC)
+        try:
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, len(self._buffer))
+        except OSError:
+            os.close(self._read)
+            os.close(write)
+            self._read = write = os.memfd_create("wardtree", os.MFD_CLOEXEC)
+        self._is_pipe = self._read != write
+        self._path = f"/proc/self/fd/{write}"
+        for descriptor in {self._read, write}:
+            weakref.finalize(self, os.close, descriptor)
+
+    def words(self, thing: sealapi.Ciphertext | sealapi.Plaintext) -> Words:
+        """The residues of a ciphertext, shape (2, N), or of an encoded plaintext, (1, N), under one prime.
+
+        Raises:
+            CiphertextError: what came is not one whole object.
+        """
+        thing.save(self._path)
+        if self._is_pipe:
+            size = os.readv(self._read, [self._buffer])
+        else:
+            size = os.preadv(self._read, [self._buffer], 0)
+            os.ftruncate(self._read, 0)
+        if size != int.from_bytes(self._buffer[8:16], "little"):
+            raise CiphertextError(f"an object of SEAL's came as {size} bytes, not whole or not alone")
+        content = self._decompressor.decompress(memoryview(self._buffer)[16:size])
+        polynomials = len(content) // (8 * self._degree)
+        offset = len(content) - 8 * self._degree * polynomials
+        return np.frombuffer(content, "<u8", offset=offset).reshape(polynomials, self._degree)
 
 
 _MEMBERS = struct.Struct("<4QBQQQdQ")

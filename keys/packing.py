@@ -62,7 +62,7 @@ def pack(values: Integers, plan: Plan, canaries: Integers | None = None) -> Slot
     for part in (values, canaries):
         if part is not None and max(int(part.max()), -int(part.min())) > plan.max_value:
             raise PackingError(f"an integer exceeds the {plan.value_bits} bits that the plan gives one party")
-    digits = np.zeros((count, plan.digits_per_ciphertext), np.int64)
+    digits = np.zeros((count, plan.digits_per_ciphertext))  # float64 is exact here: the plan sees to it
     if canaries is not None:
         digits[:, : plan.canary_digits] = canaries
     full, rest = divmod(values.size, plan.values_per_ciphertext)
@@ -70,9 +70,9 @@ def pack(values: Integers, plan: Plan, canaries: Integers | None = None) -> Slot
     digits[full:, plan.canary_digits : plan.canary_digits + rest] = values[values.size - rest :]
     *lower, total = np.moveaxis(digits.reshape(count, plan.digits, plan.slots, 2), 1, 0)
     for digit in reversed(lower):
-        total <<= plan.digit_bits
+        total *= 1 << plan.digit_bits
         total += digit
-    return total.astype(np.float64).view(np.complex128)[..., 0]
+    return total.view(np.complex128)[..., 0]
 
 
 def unpack(slots: Slots, plan: Plan) -> Unpacked:

@@ -116,8 +116,17 @@ class Channel:
         if len(self._buffer) < end:
             return None
         with memoryview(self._buffer) as whole, whole[_LENGTH.size : end] as body:
-            message = msgpack.unpackb(body, raw=False, max_bin_len=MAX_MESSAGE)
+            message = _unpack(body)
             whole[:end] = bytes(end)  # it may have been a plaintext
         del self._buffer[:end]
-        assert isinstance(message, dict)
         return message
+
+
+def _unpack(body: memoryview) -> dict[str, Any]:
+    try:
+        message = msgpack.unpackb(body, raw=False, max_bin_len=MAX_MESSAGE)
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise ChannelClosedError from error
+    if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
+        raise ChannelClosedError  # who says what is no message is as good as gone
+    return message

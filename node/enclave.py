@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.random  # else each enclave would import it
 
 from keys.ceremony import PUBLIC_KEY
 from keys.ckks import Sealer
@@ -36,7 +37,7 @@ from node.sandbox.enter import entered, narrow, silence
 from node.sandbox.explain import Witness
 from node.sealers import Sealers
 from node.shared import read_only
-from node.sumcheck import fingerprint
+from node.sumcheck import fingerprints
 from node.tasks.base import Setup, Task
 from node.tasks.loader import BUILTIN, load_task
 from node.telemetry import Stopwatch
@@ -50,6 +51,9 @@ INITIAL_PIECE = 1 << 16
 
 MAX_SEALERS = 4
 """Processes that seal for one enclave, at most."""
+
+LEAST_CIPHERTEXTS = 16
+"""Of an update of fewer the enclave has sealed half before another process has begun."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
     """
     name_process(f"template {settings.party}")
     adopt_orphans()
-    _warm_up(settings.task)
+    warm_up(settings.task)
     while True:
         try:
             request, (*ends,), _, _ = socket.recv_fds(control, 16, 3)
@@ -138,7 +142,13 @@ def _enter(
     run_enclave(relay, keyroom, model, settings)
 
 
-def _warm_up(task: str) -> None:
+def is_heavy(task: str) -> bool:
+    """Whether :func:`warm_up` imports much for this task."""
+    return bool(WARM.get(task, WARM_FOR_OTHERS))
+
+
+def warm_up(task: str) -> None:
+    """Import what a task needs, before the fork of whoever works with it: no data is read, nothing is run."""
     with contextlib.suppress(ImportError):
         for module in WARM.get(task, WARM_FOR_OTHERS):
             importlib.import_module(module)
@@ -225,8 +235,8 @@ def contribute(
     grid = update.Grid(spec.bound if is_statistics and spec else settings.clip, settings.plan)
     integers = update.quantise(values, grid, 1.0 if is_statistics else settings.share)
     segments = settings.plan.segments(integers.size)
-    check = None if job["check_seed"] is None else fingerprint(job["check_seed"], integers, segments)
-    relay.send("trained", seconds=seconds, fingerprint=check)
+    check = None if job["check_seed"] is None else fingerprints(job["check_seed"], integers, segments)
+    relay.send("trained", seconds=seconds, fingerprints=check)
     if keyroom is not None:
         for number, part in enumerate(segments):
             own = integers[part].astype("<i4").tobytes()
@@ -249,8 +259,10 @@ def start_sealers(job: dict[str, Any], settings: EnclaveSettings) -> Sealers | N
     if job["kind"] != "round" or job["purpose"] == STATISTICS or settings.is_key_holder:
         return None
     length = job["model"].size
-    spare = min(len(os.sched_getaffinity(0)) - 1, MAX_SEALERS)
-    if settings.plan.ciphertexts(length) < settings.plan.segment_ciphertexts or spare < 1:
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    cores = int(threads) if threads.isdecimal() else len(os.sched_getaffinity(0))  # what one node may take of them
+    spare = min(cores - 1, MAX_SEALERS)
+    if settings.plan.ciphertexts(length) < LEAST_CIPHERTEXTS or spare < 1:
         return None
     return Sealers(
         settings.plan, (settings.home / PUBLIC_KEY).read_bytes(), length, settings.party, spare, settings.posture

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import select
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from node.channel import Channel, ChannelClosedError
+from node.process import name_process, reap, spawn
+
+LEAST_SECONDS = 0.25
+PATIENCE = 20
+"""Between two looks at all processes the gauge sleeps so many times as long as one took."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +49,92 @@ def peak_memory(process: int | str) -> int:
 
     Anybody may read it, of a process that cannot be dumped or traced too.
     """
-    return _kilobytes(f"/proc/{process}/status", "VmHWM:")
+    return _bytes(f"/proc/{process}/status", "VmHWM:") or 0
 
 
-def _kilobytes(path: str, key: str) -> int:
+def descendants(process: int) -> Iterator[int]:
+    """All processes below one."""
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:
+        return  # it is gone
+    for child in map(int, children):
+        yield child
+        yield from descendants(child)
+
+
+# ---- a whole tree of processes ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most that a process and all below it took at any one time that was looked at.
+
+    Attributes:
+        memory: bytes.
+        processes: how many there were at most.
+        how: "pss": the processes' own pages and their shares of common ones; "available": by how much the
+            memory that the machine had left fell, where other users' processes may not be looked into.
+    """
+
+    memory: int
+    processes: int
+    how: str
+
+
+class Gauge:
+    """A process that looks at its parent, and at all that lives below it, now and then."""
+
+    def __init__(self) -> None:
+        self._channel, theirs = Channel.pair()
+        self.process = spawn(signal.SIGKILL, _watch, theirs, self._channel, os.getpid())
+        theirs.close()
+
+    def stop(self) -> Peak:
+        """The peak until now, and the end of the gauge."""
+        self._channel.send("stop")
+        peak = Peak(**self._channel.receive()["peak"])
+        self._channel.close()
+        reap(self.process)
+        return peak
+
+
+def _watch(channel: Channel, other: Channel, root: int) -> None:
+    other.close()
+    name_process("gauge")
+    os.nice(5)
+    poller = select.poll()
+    assert channel.read is not None
+    poller.register(channel.read, select.POLLIN)
+    before, memory, processes, how, pause = _available(), 0, 0, "pss", LEAST_SECONDS
+    while True:
+        began = time.monotonic()
+        all_of_them = [root, *descendants(root)]
+        shares = [_bytes(f"/proc/{each}/smaps_rollup", "Pss:") for each in all_of_them]
+        if how == "pss" and None in shares:
+            how, memory = "available", 0
+        taken = sum(share or 0 for share in shares) if how == "pss" else before - _available()
+        memory, processes = max(memory, taken), max(processes, len(all_of_them))
+        pause = max(LEAST_SECONDS, PATIENCE * (time.monotonic() - began))
+        if poller.poll(1000 * pause):
+            break
+    try:
+        channel.receive()
+        channel.send("peak", peak=asdict(Peak(memory, processes, how)))
+    except ChannelClosedError:
+        return
+
+
+def _available() -> int:
+    return _bytes("/proc/meminfo", "MemAvailable:") or 0
+
+
+def _bytes(path: str, key: str) -> int | None:
+    """A figure that the kernel gives in kB; 0 where there is none any more, None where it may not be read."""
     try:
         text = Path(path).read_text()
+    except PermissionError:
+        return None
     except OSError:
         return 0
     return next((1024 * int(line.split()[1]) for line in text.splitlines() if line.startswith(key)), 0)

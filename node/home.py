@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from keys import ceremony
+from keys import ceremony, transcript
 from keys.errors import WardtreeError
 from keys.identity import Card
 from keys.manifest import Manifest
@@ -27,11 +28,18 @@ from topology import Member, Placement, Roster, Tree
 
 SETTINGS = "node.toml"
 MODEL = "model.npz"
+"""The model as it was published last: in the home a link to where the relay writes it."""
 RELAY = "relay"
-STATE = "state.npz"
+"""The folder that the relay may write."""
+BASE = "base.npz"
+"""The published model that this version of the manifest goes on from, where it does."""
 OPENED = "opened.bin"
+"""At the key holder: totals of a round that is not closed."""
 LEDGER = "ledger.jsonl"
 LOCK = "lock"
+LOCK_SECONDS = 3.0
+"""How long the processes of a node that was killed may take to end, and let go of its home."""
+
 WINDOW = 4
 """Segments that may be on their way over one link, unconsumed."""
 
@@ -119,6 +127,11 @@ class Home:
         return self.addresses.get(card.name, card.endpoint)
 
     @property
+    def secret_key(self) -> Path:
+        """Where the key holder has the sealed secret key that belongs to the manifest."""
+        return self.path / ceremony.secret_key_file(self.manifest.public_key_digest)
+
+    @property
     def share(self) -> float:
         """This party's public weight over the largest one."""
         return self.manifest.weights[self.name] / max(self.manifest.weights.values())
@@ -154,8 +167,9 @@ def load_home(path: Path, now: datetime) -> Home:
         WardtreeError, TopologyError: the first thing that is wrong, as one line.
     """
     if not path.is_dir():
-        raise HomeError(f"{path}: a node's home folder was expected; `wardtree ceremony identity` makes one")
+        raise HomeError(f"{path}: a node's home folder was expected; `wardtree ceremony identity new` makes one")
     manifest = ceremony.verify(path / ceremony.MANIFEST, now)
+    _check_record(path, manifest, now)
     card = ceremony.read_card(path / ceremony.CARD)
     if card.name not in manifest.names or manifest.card(card.name) != card:
         raise HomeError(f"{path}: the card of {card.name} is not the one in the manifest; join with your own manifest")
@@ -174,8 +188,9 @@ def load_home(path: Path, now: datetime) -> Home:
             f"task {study.task.class_name}: its code here is not the code that all parties signed; "
             "install the version named in the ceremony, or start a new one"
         )
-    if card.name == manifest.key_holder and not (path / ceremony.SECRET_KEY).is_file():
-        raise HomeError(f"{path}: the key holder's {ceremony.SECRET_KEY} is missing")
+    secret_key = path / ceremony.secret_key_file(manifest.public_key_digest)
+    if card.name == manifest.key_holder and not secret_key.is_file():
+        raise HomeError(f"{secret_key}: the key holder's secret key is missing")
     settings = read_settings(path / SETTINGS)
     sandbox, data = settings.get("sandbox", {}), settings.get("data", {})
     return Home(
@@ -190,6 +205,31 @@ def load_home(path: Path, now: datetime) -> Home:
         readable=tuple(_readable([data, sandbox.get("read", [])], path)),
         policy=sandbox.get("policy", "required"),
     )
+
+
+def _check_record(path: Path, manifest: Manifest, now: datetime) -> None:
+    """Obey the transcript that the home keeps: what was agreed, revoked or destroyed since the node joined."""
+    record = transcript.read_home(path, now)
+    if record is None:
+        return
+    history = record.history
+    newest = history.in_force
+    if newest is None or newest.digest != manifest.digest:
+        version = newest.version if newest else 0
+        raise HomeError(
+            f"{path}: version {version} of the manifest is the newest in this home's transcript, and the home follows "
+            f"version {manifest.version}; join version {version}"
+        )
+    if history.revoked:
+        raise HomeError(
+            f"{path}: version {manifest.version} of the manifest holds no longer: {', '.join(sorted(history.revoked))} "
+            "revoked the signature; the others can agree on a new version (`wardtree ceremony rotate`)"
+        )
+    if gone := history.destroyed.get(manifest.public_key_digest):
+        raise HomeError(
+            f"{path}: {gone.by} destroyed the secret key of version {manifest.version} on {gone.time}: nothing can be "
+            "opened any more; a study goes on only under a new version with a new key"
+        )
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -253,12 +293,21 @@ def lock_home(path: Path) -> int:
         descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HomeError(f"{path / LOCK}: cannot be written: {error.strerror}") from error
+    deadline = time.monotonic() + LOCK_SECONDS
+    while not _locked(descriptor):
+        if time.monotonic() > deadline:
+            os.close(descriptor)
+            raise HomeError(f"{path}: another node is running from this home; two nodes need two identities")
+        time.sleep(0.05)
+    return descriptor
+
+
+def _locked(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise HomeError(f"{path}: another node is running from this home; two nodes need two identities") from error
-    return descriptor
+    except OSError:
+        return False
+    return True
 
 
 def _default_bind(card: Card) -> str | None:

@@ -30,7 +30,7 @@ class Ledger:
     """One file. ``sign`` signs each line's hash under the domain "ledger"; without it lines are only chained."""
 
     def __init__(self, path: Path, sign: Sign | None = None) -> None:
-        """Read and check what is there.
+        """Read and check what is there; a last line without its end is taken away.
 
         Raises:
             LedgerError: the chain is broken, or the file cannot be opened.
@@ -39,11 +39,14 @@ class Ledger:
         self._sign = sign
         self.entries: list[dict[str, Any]] = []
         self._head = GENESIS
+        size = 0
         for entry in read_entries(path, sign):
             self.entries.append(entry["entry"])
             self._head = entry["hash"]
+            size += len(_canonical(entry)) + 1
         try:
             self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            os.ftruncate(self._descriptor, size)
         except OSError as error:
             raise LedgerError(f"{path}: cannot be written: {error.strerror}") from error
 
@@ -90,8 +93,8 @@ class Ledger:
 
 def read_entries(path: Path, sign: Sign | None = None) -> Iterator[dict[str, Any]]:
     """The lines of a ledger, the chain checked, and with ``sign`` that each line's signature is ours (Ed25519
-    gives equal signatures for equal messages). A last line that was cut short by a crash is an error too:
-    whoever runs the node must look at it.
+    gives equal signatures for equal messages). A last line without its end was cut short by a crash, before
+    anything could depend on it: it does not count.
 
     Raises:
         LedgerError: names the line.
@@ -99,7 +102,7 @@ def read_entries(path: Path, sign: Sign | None = None) -> Iterator[dict[str, Any
     if not path.exists():
         return
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        *lines, _ = path.read_bytes().split(b"\n")
     except OSError as error:
         raise LedgerError(f"{path}: cannot be read: {error.strerror}") from error
     previous = GENESIS
@@ -109,7 +112,7 @@ def read_entries(path: Path, sign: Sign | None = None) -> Iterator[dict[str, Any
             expected = _line(line["entry"], previous, sign)
             if not sign and "signature" in line:
                 expected["signature"] = line["signature"]
-            sound = raw == _canonical(expected) + b"\n"
+            sound = raw == _canonical(expected)
         except (ValueError, KeyError, TypeError, RecursionError):
             sound = False
         if not sound:

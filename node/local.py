@@ -1,130 +1,63 @@
 """A whole federation on one machine: every hospital its own processes, its own folder, a real ceremony.
 
-The launcher forks one supervisor per party while it is still small and knows no secret, holds the ceremony
-file by file as people would, gives every supervisor its passphrase, and watches. Comparisons between
-hospitals exist here alone: nowhere else may one process read two hospitals' data.
+The ceremony is held file by file as people would (``node/simulation.py``), in a process of its own; the launcher,
+which knows no secret, forks one supervisor per party, a few at a time, watches, and starts again who was killed.
+Comparisons between hospitals exist here alone: nowhere else may one process read two hospitals' data.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
+import math
 import os
+import resource
 import secrets
-import selectors
-import signal
-import socket
-import sys
 import time
-import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from keys import ceremony
-from keys.errors import WardtreeError
-from keys.identity import check_name
-from keys.plan import Plan
-from keys.vault import KdfCost, write_private
-from node.channel import Channel, ChannelClosedError
-from node.federation import check_size, plan_for, propose
-from node.home import SETTINGS, Options
-from node.process import reap, spawn
+from node.federation import check_size
+from node.gauge import Gauge, Peak
+from node.home import Options
+from node.launcher import Launcher, Seat, was_ended_from_outside
+from node.process import end_all
 from node.record import Record
+from node.simulation import Federation, LocalError, hold_ceremony, in_process, manifest_gaps, tree_of
 from node.study import Study
-from node.supervisor import run_node
-from topology import Member, Roster, Tree, check_placeable, place
+from topology import Member, Tree, check_placeable
 
-KDF = KdfCost(operations=2, memory_bytes=19 << 20)
-"""The cheapest allowed: the passphrases of a simulation are random, nobody guesses them."""
+if TYPE_CHECKING:  # it brings what enclaves need
+    from node.warm import Nursery
+
+STARTING_AT_ONCE = 2 * (os.cpu_count() or 1)
 
 FAREWELL_SECONDS = 8.0
 """How long the other nodes may take to end by themselves when one could not go on."""
 
-STUDIES = Path(__file__).parent / "studies"
-
-
-class LocalError(WardtreeError):
-    """A local federation cannot be started like this."""
-
-
-@dataclass(frozen=True)
-class Federation:
-    """What a local run is made from.
-
-    Attributes:
-        study_text: the TOML that all parties sign.
-        data: for each party its own ``[data]`` table.
-        key_holder: who holds the secret key.
-        out: the run's folder; homes, ceremony files, models and reports go there.
-        gaps: parts of the sandbox that may be missing; they go into the manifest.
-        policy: what confines the rooms, where it is not the default; "off" needs the gap "no-sandbox".
-    """
-
-    study_text: str
-    study: Study
-    data: Mapping[str, Mapping[str, Any]]
-    key_holder: str
-    out: Path
-    gaps: tuple[str, ...] = ()
-    policy: str | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self.data))
-
-    def home(self, name: str) -> Path:
-        return self.out / "homes" / name
+MOST_RESTARTS = 20
+"""Who is killed oftener than this stays dead."""
 
 
 @dataclass
 class Outcome:
-    """How a local run ended."""
+    """How a local run ended.
+
+    Attributes:
+        codes: each node's exit code.
+        seconds: of the whole run; of them ``ceremony_seconds`` until the manifest was signed and joined, and
+            ``start_seconds`` more until every node had its data and its model.
+        peak: the most memory and processes that the run took.
+    """
 
     record: Record
     tree: Tree
     codes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
-
-
-def read_parties(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
-    """Read a file of parties: ``key_holder = "name"`` and one table per party, its ``[data]``.
-
-    A relative csv path is taken from the file's own folder.
-
-    Raises:
-        LocalError: names the key.
-    """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LocalError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise LocalError(f"{path}: expected TOML, came a syntax error: {error}") from error
-    key_holder = tables.pop("key_holder", None)
-    for name, table in tables.items():
-        check_name(name)
-        if not isinstance(table, dict):
-            raise LocalError(f"{path}: {name}: expected a table with the data of one party, came {table!r}")
-        csv = table.get("csv")
-        if isinstance(csv, str) and ":" not in csv and not Path(csv).is_absolute():
-            table["csv"] = str((path.parent / csv).resolve())
-    if key_holder not in tables:
-        raise LocalError(f"{path}: key_holder: expected one of {', '.join(tables)}, came {key_holder!r}")
-    return tables, key_holder
-
-
-def simulated_parties(count: int, data: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], str]:
-    """``count`` parties; where there are data, each gets its share of the rows."""
-    width = max(2, len(str(count)))
-    names = [f"party-{index:0{width}}" for index in range(1, count + 1)]
-    shares = [{**data, "shard": f"{index}/{count}"} if data else {} for index in range(1, count + 1)]
-    return dict(zip(names, shares, strict=True)), names[0]
-
-
-# ---- running --------------------------------------------------------------------------------------------
+    ceremony_seconds: float = 0.0
+    start_seconds: float = 0.0
+    peak: Peak | None = None
 
 
 def run_federation(federation: Federation, watch: Callable[[Record], None]) -> Outcome:
@@ -135,39 +68,92 @@ def run_federation(federation: Federation, watch: Callable[[Record], None]) -> O
         KeyboardInterrupt: everything is ended first.
     """
     began = time.monotonic()
-    check_size(federation.study, len(federation.data))
-    check_placeable([Member(name) for name in federation.names], federation.key_holder)
-    _make_out(federation.out)
-    children: dict[str, int] = {}
+    helpers: dict[str, int] = {}
+    launcher: Launcher | None = None
     try:
-        _import_once()
-        starts, telemetry = _fork_supervisors(federation, children)
-        passphrases = hold_ceremony(federation)
-        rounds = federation.study.rounds + 1
-        seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
-        for name, start in starts.items():
-            keep = name == federation.key_holder  # one copy of each published model is enough to compare
-            start.send("start", check_seeds=seeds, history=keep, policy=federation.policy)
-            start.send("passphrase", passphrase=passphrases[name])
-            start.close()
+        gauge = Gauge()
+        helpers["gauge"] = gauge.process
+        launcher = prepare(federation, nursery=_nursery(federation.study, helpers))
         outcome = Outcome(Record(federation.names), tree_of(federation))
-        _follow(telemetry, outcome, children, watch)
+        outcome.ceremony_seconds = time.monotonic() - began
+        starter = _Starter(launcher, outcome.tree)
+        _follow(launcher, outcome, starter, watch)
         outcome.seconds = time.monotonic() - began
+        outcome.start_seconds = starter.all_ready_after
+        outcome.peak = gauge.stop()
         return outcome
     finally:
-        end_all(children)
+        if launcher:
+            launcher.end_all()
+        end_all(helpers)
 
 
-def end_all(children: Mapping[str, int]) -> None:
-    """Kill what still runs; every process of a node dies with its supervisor."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for child in children.values():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-    for child in children.values():
-        with contextlib.suppress(ChildProcessError):
-            reap(child)
-    signal.signal(signal.SIGINT, previous)
+def prepare(
+    federation: Federation,
+    endpoints: Mapping[str, str] | None = None,
+    networks: Mapping[str, str] | None = None,
+    nursery: Nursery | None = None,
+) -> Launcher:
+    """Hold the ceremony, in a process of its own, in a new or empty folder; gives what starts the nodes.
+
+    Args:
+        endpoints: as for :func:`hold_ceremony`.
+        networks: the network namespace of each node.
+        nursery: see :class:`Launcher`.
+
+    Raises:
+        WardtreeError: such a federation cannot be.
+    """
+    check_size(federation.study, len(federation.data))
+    manifest_gaps(federation)  # now, with the error that it is
+    check_placeable([Member(name) for name in federation.names], federation.key_holder)
+    _allow_descriptors(len(federation.data))
+    _make_out(federation.out)
+    _import_once()
+    letters = {name: os.memfd_create("wardtree passphrase", os.MFD_CLOEXEC) for name in federation.names}
+    in_process(_hold_apart, federation, endpoints, letters)
+    rounds = federation.study.rounds + 1
+    seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
+    models = {federation.key_holder: federation.out / "models"}  # one copy of each is enough to compare
+    seats = {
+        name: Seat(
+            federation.home(name),
+            letters[name],
+            Options(tuple(seeds), models.get(name), federation.policy, insecure_development=True),
+            (networks or {}).get(name),
+        )
+        for name in federation.names
+    }
+    return Launcher(seats, nursery)
+
+
+def _allow_descriptors(parties: int) -> None:
+    """Four pipe ends a party are open here: let this process have as many as the system allows it.
+
+    Raises:
+        LocalError: that is too few.
+    """
+    needed = 4 * parties + 64
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise LocalError(f"{parties} parties need {needed} open files in this process, the limit is {most}: ulimit -n")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _nursery(study: Study, helpers: dict[str, int]) -> Nursery | None:
+    """A warm process for the templates of all nodes, where there is something heavy to share."""
+    from node.enclave import is_heavy
+    from node.warm import start_nursery
+
+    if not is_heavy(study.task.class_name):
+        return None
+    nursery, helpers["nursery"] = start_nursery(study.task.class_name)
+    return nursery
+
+
+def _hold_apart(federation: Federation, endpoints: Mapping[str, str] | None, letters: Mapping[str, int]) -> None:
+    for name, passphrase in hold_ceremony(federation, endpoints).items():
+        os.write(letters[name], passphrase.encode())
 
 
 def _import_once() -> None:
@@ -182,217 +168,57 @@ def _make_out(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def _fork_supervisors(
-    federation: Federation, children: dict[str, int]
-) -> tuple[dict[str, Channel], dict[str, Channel]]:
-    """One supervisor a party, waiting for its start; none holds another's pipes."""
-    starts: dict[str, Channel] = {}
-    telemetry: dict[str, Channel] = {}
-    sys.stdout.flush()
-    for name in federation.names:
-        ours, theirs = Channel.pair()
-        start, wait = Channel.pair()
-        inherited = [ours, start, *starts.values(), *telemetry.values()]
-        children[name] = spawn(
-            signal.SIGKILL, _supervise, federation.home(name), federation.out, wait, theirs, inherited
-        )
-        wait.close()
-        theirs.close()
-        starts[name], telemetry[name] = start, ours
-    return starts, telemetry
+class _Starter:
+    """Starts the nodes a few at a time: hundreds that all start at once only wait for each other.
 
+    From the top of the tree down, so that each finds its parent listening; the key holder last, because it
+    waits for all of them no longer than the study says.
+    """
 
-def _supervise(home: Path, out: Path, wait: Channel, telemetry: Channel, inherited: list[Channel]) -> None:
-    for channel in inherited:
-        channel.close()
-    try:
-        start = wait.receive()
-    except ChannelClosedError:
-        raise SystemExit(2) from None
-    history = out / "models" if start["history"] else None
-    options = Options(tuple(start["check_seeds"]), history, start["policy"], insecure_development=True)
-    try:
-        code = run_node(home, lambda: wait.receive()["passphrase"], telemetry, options)
-    except WardtreeError as error:
-        telemetry.send("stopped", party=home.name, time=time.time(), error=str(error))
-        code = 2
-    raise SystemExit(code)
+    def __init__(self, launcher: Launcher, tree: Tree) -> None:
+        self._launcher = launcher
+        self._waiting = sorted(tree.parent, key=tree.depth, reverse=True)
+        self._waiting.insert(0, tree.key_holder)
+        self._starting: set[str] = set()
+        self._began = time.monotonic()
+        self.all_ready_after = 0.0
 
+    @property
+    def is_done(self) -> bool:
+        return not self._waiting
 
-def _follow(
-    telemetry: Mapping[str, Channel],
-    outcome: Outcome,
-    children: dict[str, int],
-    watch: Callable[[Record], None],
-) -> None:
-    """Take every node's events until all have ended. When one cannot go on, give the others a moment."""
-    record = outcome.record
-    selector = selectors.DefaultSelector()
-    for name, channel in telemetry.items():
-        assert channel.read is not None
-        selector.register(channel.read, selectors.EVENT_READ, (name, channel))
-    deadline: float | None = None
-    while selector.get_map():
-        for key, _ in selector.select(0.2):
-            name, channel = key.data
-            for event in _drain(channel):
-                if event is None:
-                    selector.unregister(key.fd)
-                    outcome.codes[name] = reap(children.pop(name))
-                else:
-                    record.take(event)
-        watch(record)
-        if deadline is None and any(outcome.codes.values()):
-            deadline = time.monotonic() + FAREWELL_SECONDS
-        if deadline is not None and time.monotonic() > deadline:
-            for name in children:
-                outcome.codes.setdefault(name, 1)
+    def go_on(self, ready_or_ended: Set[str]) -> None:
+        """Start as many more as may be starting at once."""
+        if not self._waiting and not self._starting:
             return
+        self._starting -= ready_or_ended
+        while self._waiting and len(self._starting) < STARTING_AT_ONCE:
+            name = self._waiting.pop()
+            self._starting.add(name)
+            self._launcher.start(name)
+        self.all_ready_after = time.monotonic() - self._began
 
 
-def _drain(channel: Channel) -> Iterator[dict[str, Any] | None]:
-    try:
-        while (event := channel.poll()) is not None:
-            yield event
-    except ChannelClosedError:
-        yield None
-
-
-# ---- the ceremony, as people would hold it --------------------------------------------------------------
-
-
-def hold_ceremony(federation: Federation, endpoints: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Identities, cards, key pair, proposal, signatures, manifest, joining: the files that people would pass
-    around, in ``out/ceremony``.
-
-    Args:
-        endpoints: where each node listens; None: free ports of this machine.
-
-    Returns:
-        The passphrases, which are kept nowhere.
-    """
-    table = federation.out / "ceremony"
-    now = datetime.now(UTC)
-    passphrases = {name: secrets.token_urlsafe(18) for name in federation.names}
-    examples = _examples(federation)
-    endpoints = endpoints or _free_endpoints(federation.names)
-    for name in federation.names:
-        home = federation.home(name)
-        ceremony.create_identity(home, name, passphrases[name], KDF)
-        card = table / f"{name}.card.json"
-        ceremony.make_card(home, passphrases[name], endpoints[name], examples[name], card)
-        write_private(home / SETTINGS, _settings(federation.data[name]))
-    holder = federation.key_holder
-    make_key_apart(federation.home(holder), passphrases[holder], plan_for(federation.study), table / "public.key")
-    propose(
-        federation.study_text,
-        federation.study,
-        "study",
-        [table / f"{name}.card.json" for name in federation.names],
-        table / "public.key",
-        holder,
-        now,
-        now + timedelta(days=1),
-        table / "proposal.json",
-        federation.gaps,
-    )
-    signatures = [table / f"{name}.signature.json" for name in federation.names]
-    for name, signature in zip(federation.names, signatures, strict=True):
-        ceremony.sign(federation.home(name), passphrases[name], table / "proposal.json", signature)
-    ceremony.combine(table / "proposal.json", signatures, table / "manifest.json", now)
-    for name in federation.names:
-        ceremony.join(federation.home(name), table / "manifest.json", table / "public.key", now)
-    return passphrases
-
-
-def make_key_apart(home: Path, passphrase: str, plan: Plan, public_key: Path) -> None:
-    """Make the key pair in a process of its own, so that no copy of the secret key stays in this one.
-
-    Raises:
-        WardtreeError: it did not work.
-    """
-
-    def make() -> None:
-        from node.keyroom import make_key
-
-        make_key(home, passphrase, plan, public_key, KDF)
-
-    if reap(spawn(signal.SIGKILL, make)):
-        raise LocalError(f"{home}: the key pair could not be made; is there space on the disk?")
-
-
-def _examples(federation: Federation) -> dict[str, int]:
-    """What each party declares: its number of examples where the study weights by it, else nothing."""
-    if federation.study.aggregation.weights == "equal":
-        return dict.fromkeys(federation.names, 0)
-    counts = in_process(_count_examples, federation)
-    if isinstance(counts, str):
-        raise LocalError(counts)
-    assert isinstance(counts, dict)
-    return counts
-
-
-def _count_examples(federation: Federation) -> dict[str, int] | str:
-    from node.tasks.base import Setup
-    from node.tasks.loader import load_task
-
-    study, counts = federation.study, {}
-    try:
-        for name in federation.names:
-            home = federation.home(name)
-            setup = Setup(name, study.task.options, federation.data[name], study.seed, home)
-            counts[name] = load_task(study.task.class_name, setup).examples
-    except WardtreeError as error:
-        return str(error)
-    return counts
-
-
-def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a process of its own, which may import what this one should not; gives its result.
-
-    Raises:
-        LocalError: it ended without one.
-    """
-    ours, theirs = Channel.pair()
-
-    def work() -> None:
-        ours.close()
-        theirs.send("result", value=function(*arguments))
-
-    child = spawn(signal.SIGKILL, work)
-    theirs.close()
-    try:
-        return ours.receive()["value"]
-    except ChannelClosedError as error:
-        raise LocalError(f"{function.__name__.strip('_')} failed; see its message above") from error
-    finally:
-        ours.close()
-        end_all({"worker": child})
-
-
-def _settings(data: Mapping[str, Any]) -> bytes:
-    """A ``node.toml`` with this party's ``[data]``."""
-
-    def written(value: Any) -> str:
-        if isinstance(value, Mapping):
-            return "{ " + ", ".join(f'"{key}" = {written(item)}' for key, item in value.items()) + " }"
-        text = str(value).replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{text}"'
-
-    lines = [f"{key} = {written(value)}" for key, value in data.items()]
-    return ("[data]\n" + "\n".join(lines) + "\n").encode()
-
-
-def _free_endpoints(names: Iterable[str]) -> dict[str, str]:
-    with contextlib.ExitStack() as stack:
-        sockets = {name: stack.enter_context(socket.socket()) for name in names}
-        for one in sockets.values():
-            one.bind(("127.0.0.1", 0))
-        return {name: f"127.0.0.1:{one.getsockname()[1]}" for name, one in sockets.items()}
-
-
-def tree_of(federation: Federation) -> Tree:
-    """The tree that follows from what was proposed."""
-    manifest = ceremony.read_proposal(federation.out / "ceremony" / "proposal.json")
-    roster = Roster(tuple(Member(name) for name in federation.names), federation.key_holder)
-    return place(roster, roster.names, bytes.fromhex(manifest.tree_seed), federation.study.aggregation.tree)
+def _follow(launcher: Launcher, outcome: Outcome, starter: _Starter, watch: Callable[[Record], None]) -> None:
+    """Take every node's events until all have ended. Who was killed is started again; when one cannot go on, the
+    others have a moment."""
+    record, restarts = outcome.record, dict.fromkeys(outcome.record.parties, 0)
+    deadline = math.inf
+    while (launcher.running or not starter.is_done) and time.monotonic() < deadline:
+        starter.go_on(record.ready | outcome.codes.keys())
+        for event in launcher.listen(0.2):
+            if event["kind"] != "ended":
+                record.take(event)
+                continue
+            name, code = event["party"], event["code"]
+            if was_ended_from_outside(code) and restarts[name] < MOST_RESTARTS:
+                restarts[name] += 1
+                record.warnings.append(f"{name}: was killed, and is started again")
+                launcher.start(name)
+            else:
+                outcome.codes[name] = code
+                if code:
+                    deadline = min(deadline, time.monotonic() + FAREWELL_SECONDS)
+        watch(record)
+    for name in launcher.running:
+        outcome.codes[name] = 1

@@ -10,14 +10,17 @@ import signal
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from keys.errors import WardtreeError
-from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError, conceal, prctl
+from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError, conceal, join_namespace, prctl
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+_CLONE_NEWNET = 0x40000000
+ENDED_FROM_OUTSIDE = os.EX_TEMPFAIL
+"""The exit code of a node of which a process was killed: started again, it goes on."""
 
 
 def spawn(parent_signal: int, target: Callable[..., None], *arguments: Any) -> int:
@@ -77,10 +80,25 @@ def harden() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
 
 
+def allow_descriptors() -> None:
+    """As many open files as the machine allows this process: strangers may hold many of them for a moment."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def name_process(name: str) -> None:
     """What ``ps -o comm`` shows: at most 15 characters of it are kept by the kernel."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     prctl(_PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def enter_network(name: str) -> None:
+    """Go into a network namespace that ``ip netns add`` made; for root only."""
+    descriptor = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        join_namespace(descriptor, _CLONE_NEWNET)
+    finally:
+        os.close(descriptor)
 
 
 def reap(child: int) -> int:
@@ -118,3 +136,15 @@ def describe(error: BaseException) -> str:
     own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
     place = "".join(f" at {os.path.basename(frame.filename)}:{frame.lineno}" for frame in (own or frames)[-1:])
     return f"{type(error).__name__}{place}"
+
+
+def end_all(children: Mapping[str, int]) -> None:
+    """Kill what still runs; every process of a node dies with its supervisor."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for child in children.values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    for child in children.values():
+        with contextlib.suppress(ChildProcessError):
+            reap(child)
+    signal.signal(signal.SIGINT, previous)

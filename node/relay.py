@@ -7,12 +7,14 @@ what the machine commands.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from keys import segments
 from keys.canaries import round_key
 from keys.ceremony import load_identity
 from keys.errors import WardtreeError
@@ -25,13 +27,14 @@ from node.home import Home, Options
 from node.ledger import Ledger
 from node.model_keeper import ModelKeeper
 from node.neighbours import BEAT_SECONDS, Neighbours
-from node.process import name_process
+from node.process import ENDED_FROM_OUTSIDE, allow_descriptors, name_process
 from node.protocol import events as ev
 from node.protocol.contributor import Contributor
 from node.protocol.keyholder import KeyHolder
 from node.protocol.messages import Partial, Snapshot
 from node.protocol.party import Party
-from node.rooms import Enclave, RoomError, Template, round_job
+from node.refusals import Refusals
+from node.rooms import Enclave, RoomEndedError, RoomError, Template, round_job
 from node.sandbox import policy
 from node.sandbox.enter import narrow
 from node.telemetry import Stopwatch, Telemetry
@@ -46,10 +49,12 @@ GONE_SECONDS = 5.0
 
 @dataclass
 class Current:
-    """The round in hand, and its enclave: ``pulls`` is how many of its messages may be taken now."""
+    """The round in hand, and its enclave: ``pulls`` is how many of its messages may be taken now. ``open``: at the
+    key holder, the key room has a process for it."""
 
     round: int = -1
     purpose: str = ""
+    open: bool = False
     enclave: Enclave | None = None
     pulls: int = 0
     began: float = 0.0
@@ -65,11 +70,12 @@ def run_relay(
 ) -> None:
     """Run until the study ends; raises SystemExit with the node's exit code."""
     name_process(f"relay {home.name}")
+    allow_descriptors()
     try:
         code = Relay(home, passphrase, template, keyroom, telemetry, options).run()
     except WardtreeError as error:
         telemetry.tell("stopped", error=str(error))
-        code = 2
+        code = ENDED_FROM_OUTSIDE if isinstance(error, RoomEndedError) else 2
     raise SystemExit(code)
 
 
@@ -91,7 +97,8 @@ class Relay:
         self.ledger = Ledger(home.ledger, self.identity.sign)
         self.keeper = ModelKeeper(home, options, telemetry)
         self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.placement, home.rules)
-        self.neighbours = Neighbours(home, self.identity, self._refused)
+        self.refused = Refusals(self._tell_refused)
+        self.neighbours = Neighbours(home, self.identity, self.refused)
         self.transport = self.neighbours.transport
         narrow(policy.listening_relay(), home.posture)
         self.wiping = Wiping(self.ledger)
@@ -110,6 +117,7 @@ class Relay:
         for descriptor in (self.template.descriptor, keyroom):
             if descriptor is not None:
                 self.transport.watch(descriptor)
+        self.telemetry.tell("usage", when="began", **asdict(own_usage()))
         self._start_enclave("prepare")
         self.timers[BEAT] = time.monotonic() + BEAT_SECONDS
         while self.exit_code is None:
@@ -140,11 +148,12 @@ class Relay:
 
     def _see_rooms_end(self) -> None:
         """Nothing of the last round is left when this node says that it is done."""
-        if self.keyroom and self.wiping.waits:
-            self.keyroom.send("close")
         deadline = time.monotonic() + GONE_SECONDS
-        while self.wiping.waits and (left := deadline - time.monotonic()) > 0:
-            self._hear_rooms(self.transport.poll(left)[1])
+        with contextlib.suppress(RoomError, ChannelClosedError):  # one that is gone already holds nothing either
+            if self.keyroom and self.current.open:
+                self.keyroom.send("close")
+            while self.wiping.waits and (left := deadline - time.monotonic()) > 0:
+                self._hear_rooms(self.transport.poll(left)[1])
 
     def _happen(self, event: ev.Event) -> None:
         """Give an event, and what follows from it at once, to the machine."""
@@ -163,13 +172,14 @@ class Relay:
                 continue  # an earlier one stopped it
             if timer == BEAT:
                 self.timers[BEAT] = now + BEAT_SECONDS
+                self.refused.beat()
                 for event in self.neighbours.beat():
                     self._happen(event)
             else:
                 self._happen(ev.Expired(timer))
 
-    def _refused(self, who: str, expected: str, came: str) -> None:
-        self.telemetry.tell("dropped", who=who, expected=expected, came=came)
+    def _tell_refused(self, who: str, expected: str, came: str, times: int) -> None:
+        self.telemetry.tell("dropped", who=who, expected=expected, came=came, times=times)
 
     def _note(self, event: ev.Event) -> None:
         """The inbound log: every ciphertext that ever reached this node, and whose sum it claims to be."""
@@ -229,8 +239,8 @@ class Relay:
                 self._get_ready(message)
             case "trained":
                 self._stage_time("train", message["seconds"])
-                if message["fingerprint"] is not None:
-                    self.telemetry.tell("fingerprint", round=round_, value=message["fingerprint"])
+                if message["fingerprints"] is not None:
+                    self.telemetry.tell("fingerprints", round=round_, values=message["fingerprints"])
                 if self.home.is_key_holder:
                     self._pause_enclave()
                     self._happen(ev.Contributed(round_))
@@ -250,6 +260,8 @@ class Relay:
         past = history_of(self.ledger, self.home, self.neighbours.codec, self.keeper.digest)
         chain, resumed = self.keeper.resume(past.chain)
         self.telemetry.tell("ready", parameters=parameters, examples=message["examples"])
+        if resumed and resumed.applied:
+            self._tell_applied(resumed.round, self.keeper.digest, resumed.contributors)
         self._happen(
             ev.Ready(
                 self.keeper.digest,
@@ -260,6 +272,7 @@ class Relay:
                 chain,
                 past.last_round,
                 past.last_forwarded,
+                self.keeper.begins,
                 resumed,
             )
         )
@@ -291,7 +304,7 @@ class Relay:
         try:
             message = self.keyroom.poll()
         except ChannelClosedError as error:
-            raise RoomError("the key room ended") from error
+            raise RoomEndedError("the key room ended; start this node again, and it goes on") from error
         match message or {}:
             case {"kind": "error", "text": text}:
                 raise RoomError(text)
@@ -300,12 +313,13 @@ class Relay:
                 self._happen(ev.Opened(round_, segment, integers))
             case {"kind": "ended", "peak_memory": peak_memory}:
                 self.wiping.ended(KEYROOM, peak_memory)
+            case {"kind": "own lost", "round": round_}:
+                self._lost("the key room did not get it")
             case {"kind": "refused", "round": round_, "segment": segment}:
                 self._happen(ev.OpeningRefused(round_, segment))
 
     def _open(self, command: ev.OpenTotal) -> None:
         assert self.keyroom
-        length = self.machine.lengths[self.current.purpose]
         self.keyroom.send(
             "open",
             round=command.round,
@@ -313,7 +327,7 @@ class Relay:
             base=self.machine.base,
             others=sorted(command.others),
             own=self.home.name if command.own else None,
-            length=self.home.rules.segment_length(length, command.segment),
+            length=self._segment_length(command.segment),
             ciphertexts=command.ciphertexts,
         )
 
@@ -328,7 +342,7 @@ class Relay:
             case ev.Consume(peer):
                 self.neighbours.consume(peer)
             case ev.Drop(who, expected, came):
-                self._refused(who, expected, came)
+                self.refused(who, expected, came)
             case ev.Train(round_, purpose):
                 self._train(round_, purpose)
             case ev.PullSegment(_, segment):
@@ -376,18 +390,24 @@ class Relay:
         )
         job = round_job(self.keeper.model, round_, purpose, self.keeper.check_seed(round_), canary_key)
         self._start_enclave("round", model=self.keeper.shared.descriptor, **job)
+        self.current.open = self.keyroom is not None
 
     def _merge(self, command: ev.Merge) -> None:
         watch = Stopwatch()
+        plan, place = self.home.plan, (command.round, command.attempt, command.segment)
+        ciphertexts = plan.ciphertexts(self._segment_length(command.segment))
         try:
-            total = update.merge(self.home.plan, command.parts)
-        except CiphertextError as error:
-            # One of our children's parts is no ciphertext of this plan: nothing more goes up from here.
-            self._refused("a child", "ciphertexts of this federation's plan", str(error))
-            self.events.append(ev.OwnLost(command.round))
+            total = update.merge(plan, command.parts)
+        except CiphertextError:
+            total = b""
+        if len(total) != segments.segment_bytes(plan, ciphertexts):
+            self.events.append(ev.NotMerged(*place, segments.faulty(command.parts, plan, ciphertexts)))
             return
         self._stage_time("merge", watch.seconds)
-        self.events.append(ev.Merged(command.round, command.attempt, command.segment, total))
+        self.events.append(ev.Merged(*place, total))
+
+    def _segment_length(self, segment: int) -> int:
+        return self.home.rules.segment_length(self.machine.lengths[self.current.purpose], segment)
 
     def _apply(self, command: ev.Apply) -> None:
         self._end_enclave()  # nothing of it counts in this round any more, and the model changes under it
@@ -397,12 +417,13 @@ class Relay:
         if command.state not in (None, state):
             self._stop(f"round {command.round}: the model here differs from the key holder's after the same totals")
             return
-        seconds = time.monotonic() - self.current.began
-        contributors = sorted(command.contributors)
-        self.telemetry.tell(
-            "applied", round=command.round, state=state.hex(), seconds=seconds, contributors=contributors
-        )
+        self._tell_applied(command.round, state, command.contributors)
         self.events.append(ev.Applied(command.round, state, self.keeper.size))
+
+    def _tell_applied(self, round_: int, state: bytes, contributors: frozenset[str]) -> None:
+        seconds = time.monotonic() - self.current.began if round_ == self.current.round else 0.0
+        names = sorted(contributors)
+        self.telemetry.tell("applied", round=round_, state=state.hex(), seconds=seconds, contributors=names)
 
     def _keep(self, published: ev.Published) -> None:
         """The key holder's signed word goes into the ledger: with it this node can prove its state to itself."""
@@ -423,15 +444,15 @@ class Relay:
 
     def _wipe(self, round_: int) -> None:
         self._end_enclave()
-        if self.keyroom:
+        if self.keyroom and self.current.open:
             self.keyroom.send("close")
+            self.current.open = False
         self.wiping.dropped(round_, self.keeper.wipe())
 
     def _stop(self, error: str | None) -> None:
-        if error is None:
-            self.keeper.save()
+        self.refused.sum_up()
         traffic = self.neighbours.traffic
         self.telemetry.tell("traffic", sent=traffic.sent, received=traffic.received, parent=self.machine.parent)
-        self.telemetry.tell("usage", room="relay", **asdict(own_usage()))
+        self.telemetry.tell("usage", when="ended", **asdict(own_usage()))
         self.telemetry.tell("stopped", error=error, state=self.keeper.digest.hex())
         self.exit_code = 0 if error is None else 1

@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ from node.record import STAGES, Record
 from topology import Tree
 
 if TYPE_CHECKING:
-    from node.local import Federation, Outcome
+    from node.local import Outcome
+    from node.simulation import Federation
 
 FIGURES = {"accuracy": "accuracy", "auc": "AUC", "balanced_accuracy": "balanced accuracy"}
 """The figures of a model that are shown, in order, and what they are called."""
@@ -91,6 +93,8 @@ def build(federation: Federation, outcome: Outcome, comparison: Mapping[str, Any
         "results": comparison,
         "notes": [*comparison.get("notes", ()), *_small_sets(rounds)],
         "seconds": outcome.seconds,
+        "seconds_before": {"ceremony": outcome.ceremony_seconds, "start": outcome.start_seconds},
+        "peak": asdict(outcome.peak) if outcome.peak else None,
     }
     plain: dict[str, Any] = _plain(report)
     return plain
@@ -141,7 +145,9 @@ def _rounds(record: Record, tree: Tree) -> list[dict[str, Any]]:
 
 def _dropped(record: Record) -> list[dict[str, Any]]:
     """Messages and handshakes that were refused, each kind once, with how often it came."""
-    counts = Counter((each["who"], each["expected"], each["came"]) for each in record.dropped)
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for each in record.dropped:
+        counts[each["who"], each["expected"], each["came"]] += each["times"]
     return [
         {"who": who, "expected": expected, "came": came, "count": count}
         for (who, expected, came), count in sorted(counts.items())
@@ -279,6 +285,22 @@ def verdict(report: Report) -> str:
     return f"{'OK' if report['ok'] else 'FAILED'}: {', '.join(parts)}, {report['seconds']:.1f} s"
 
 
+def machine(report: Report) -> str:
+    """What the run took of the machine, in one line."""
+    before, peak, usage = report["seconds_before"], report["peak"], report["usage"].values()
+    parts = [f"ceremony {before['ceremony']:.1f} s", f"starting {report['parties']} nodes {before['start']:.1f} s"]
+    if peak:
+        how = "" if peak["how"] == "pss" else ", by what the machine had left"
+        parts.append(f"peak memory {human_bytes(peak['memory'])} in {peak['processes']} processes{how}")
+    if usage:
+        most = {key: max(each[key] for each in usage) for key in ("peak_memory", "descriptors", "sockets")}
+        parts.append(
+            f"a relay at most {human_bytes(most['peak_memory'])}, {most['descriptors']} descriptors, "
+            f"{most['sockets']} sockets"
+        )
+    return "machine: " + "; ".join(parts)
+
+
 def human_bytes(count: float) -> str:
     """A number of bytes with a decimal unit: ``726.1 kB``."""
     for unit in ("B", "kB", "MB"):
@@ -314,7 +336,7 @@ def summary_table(report: Report) -> RenderableType:
         if len(report["results"]["hospitals"]) <= LISTED_NODES:
             parts.append(_own_patients(report["results"]))
         parts.append(_all_patients(report["results"]))
-    parts += [_seconds(report), _traffic(report)]
+    parts += [_seconds(report), _traffic(report), Text(machine(report))]
     parts += [Text(f"note: {note}") for note in report["notes"]]
     if report["dropped"]:
         refused = sum(each["count"] for each in report["dropped"])

@@ -14,9 +14,15 @@ from keys.errors import WardtreeError
 from node.channel import Channel
 from node.update import Model
 
+_TEMPLATE_ENDED = "the template of the enclaves ended; start this node again, and it goes on"
+
 
 class RoomError(WardtreeError):
     """A room of this node ended when it should not."""
+
+
+class RoomEndedError(RoomError):
+    """One ended without a word, as when somebody kills it; a new start may go on."""
 
 
 ANSWER = struct.Struct("<4sQ")
@@ -76,7 +82,7 @@ class Template:
             model: the descriptor of the model that it works on (:mod:`node.shared`).
 
         Raises:
-            RoomError: the template is gone.
+            RoomEndedError: the template is gone.
         """
         read, write = os.pipe()
         job = os.memfd_create("wardtree job", os.MFD_CLOEXEC)
@@ -86,7 +92,7 @@ class Template:
             descriptors = [job, write] if model is None else [job, write, model]
             socket.send_fds(self._control, [kind.encode()], descriptors)
         except OSError as error:
-            raise RoomError("the template of the enclaves ended; see its message above") from error
+            raise RoomEndedError(_TEMPLATE_ENDED) from error
         finally:
             os.close(job)
             os.close(write)
@@ -101,14 +107,14 @@ class Template:
             When one has ended: the most bytes that it, or a process that sealed for it, had in memory.
 
         Raises:
-            RoomError: the template is gone.
+            RoomEndedError: the template is gone.
         """
         try:
             answer, descriptors, _, _ = socket.recv_fds(self._control, ANSWER.size, 1)  # one answer at a time
         except ConnectionResetError:  # it ended before it read a job
             answer, descriptors = b"", []
         if not answer:
-            raise RoomError("the template of the enclaves ended; see its message above")
+            raise RoomEndedError(_TEMPLATE_ENDED)
         kind, peak_memory = ANSWER.unpack(answer)
         if kind == ENDED:
             return int(peak_memory)

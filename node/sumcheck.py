@@ -1,8 +1,9 @@
 """The debug check that an opened total is exactly the sum of what the enclaves sealed.
 
 For a random vector r that the launcher draws for each round, every enclave reports ⟨r, q⟩ mod 2^61 - 1 of
-its integers q, and the launcher compares the sum with ⟨r, total⟩. A wrong total passes with probability
-2^-61. The figures say something about updates, so this exists in tests and in ``wardtree local`` only,
+its integers q, segment by segment, and the launcher compares the sums with ⟨r, total⟩. A wrong total passes
+with probability 2^-61. The figures say something about updates, so this exists in tests and in
+``wardtree local`` only,
 and only where the manifest allows it.
 """
 
@@ -17,9 +18,9 @@ MODULUS = (1 << 61) - 1
 _CHUNK = 1 << 10
 
 
-def fingerprint(seed: bytes, values: NDArray[np.signedinteger], segments: Iterable[slice]) -> int:
-    """⟨r, values⟩ mod 2^61 - 1 of a whole vector, segment by segment, so that a prefix has one too."""
-    return sum(inner_product(seed, part.start, values[part]) for part in segments) % MODULUS
+def fingerprints(seed: bytes, values: NDArray[np.signedinteger], segments: Iterable[slice]) -> list[int]:
+    """⟨r, values⟩ mod 2^61 - 1 of each segment of a vector: a round may be closed with the first few of them."""
+    return [inner_product(seed, part.start, values[part]) for part in segments]
 
 
 def inner_product(seed: bytes, start: int, values: NDArray[np.signedinteger]) -> int:

@@ -18,11 +18,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from keys.errors import WardtreeError
 from node.channel import Channel
-from node.home import MODEL, Home, HomeError, Options, load_home, lock_home
-from node.process import name_process, reap, spawn
+from node.home import MODEL, RELAY, Home, HomeError, Options, load_home, lock_home
+from node.process import ENDED_FROM_OUTSIDE, name_process, reap, spawn
 from node.sandbox import policy
 from node.sandbox.enter import enter
 from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError, conceal
@@ -30,8 +31,22 @@ from node.sandbox.machine import detect, require
 from node.sandbox.names import resolve
 from node.telemetry import Telemetry
 
+if TYPE_CHECKING:  # what each room imports stays out of this process
+    from node.enclave import EnclaveSettings
+    from node.warm import Nursery
 
-def run_node(path: Path, passphrase: Callable[[], str], channel: Channel | None, options: Options | None = None) -> int:
+
+class EndedFromOutsideError(WardtreeError):
+    """A process of this node was killed."""
+
+
+def run_node(
+    path: Path,
+    passphrase: Callable[[], str],
+    channel: Channel | None,
+    options: Options | None = None,
+    nursery: Nursery | None = None,
+) -> int:
     """Run one node from its home until the study ends.
 
     Args:
@@ -39,13 +54,15 @@ def run_node(path: Path, passphrase: Callable[[], str], channel: Channel | None,
         passphrase: called once, after the template is forked.
         channel: where telemetry goes.
         options: see :class:`Options`.
+        nursery: a process that forks the template instead of this one, in a local run.
 
     Returns:
-        The exit code: 0 the study is complete, 1 it failed, 2 this node could not start or go on, 69 the
-        kernel did not confine a room.
+        The exit code: 0 the study is complete, 1 it failed, 2 this node could not start or go on, 69 the kernel did
+        not confine a room, 75 a process of it was killed and it goes on when it is started again.
 
     Raises:
         SandboxError: this machine lacks what the manifest asks for.
+        EndedFromOutsideError: that process was the relay.
         WardtreeError: the home is not ready.
     """
     options = options or Options()
@@ -58,7 +75,7 @@ def run_node(path: Path, passphrase: Callable[[], str], channel: Channel | None,
     try:
         _make_files(home, options)
         telemetry.tell("posture", text=home.posture.text)
-        return _run(home, passphrase, telemetry, options, children)
+        return _run(home, passphrase, telemetry, options, nursery, children)
     finally:
         for child in children:
             with contextlib.suppress(ProcessLookupError):
@@ -85,19 +102,33 @@ def _make_files(home: Home, options: Options) -> None:
         for file in (home.ledger, *([home.openings] if home.is_key_holder else [])):
             os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         home.relay_folder.mkdir(0o700, exist_ok=True)
+        model = home.path / MODEL
+        if not model.is_symlink():
+            if model.exists():  # a copy of a home may have a file in the link's place
+                os.replace(model, home.relay_folder / MODEL)
+            model.symlink_to(Path(RELAY) / MODEL)
         if options.history:
             options.history.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HomeError(f"{error.filename}: cannot be written: {error.strerror}") from error
 
 
-def _run(home: Home, passphrase: Callable[[], str], telemetry: Telemetry, options: Options, children: list[int]) -> int:
+def _run(
+    home: Home,
+    passphrase: Callable[[], str],
+    telemetry: Telemetry,
+    options: Options,
+    nursery: Nursery | None,
+    children: list[int],
+) -> int:
     # What each room imports stays out of this process: the rooms are forked from it.
     control, template_control = socket.socketpair()
     keyroom_jobs, template_jobs = socket.socketpair() if home.is_key_holder else (None, None)
     sockets = [s for s in (control, template_control, keyroom_jobs, template_jobs) if s]
-    template = spawn(signal.SIGKILL, _template, home, template_control, template_jobs, sockets)
-    children.append(template)
+    if nursery:
+        nursery.fork_template(home, [end for end in (template_control, template_jobs) if end])
+    else:
+        children.append(spawn(signal.SIGKILL, _template, home, template_control, template_jobs, sockets))
     secret = passphrase()
     relay_end: Channel | None = None
     if keyroom_jobs:
@@ -112,10 +143,12 @@ def _run(home: Home, passphrase: Callable[[], str], telemetry: Telemetry, option
         relay_end.close()
     code = reap(relay)
     children.remove(relay)
-    if code not in (0, 1, 2, EXIT_UNAVAILABLE):
+    if code < 0:
+        raise EndedFromOutsideError(
+            f"{home.name}: the relay was ended by signal {-code}; start this node again, and it goes on"
+        )
+    if code not in (0, 1, 2, ENDED_FROM_OUTSIDE, EXIT_UNAVAILABLE):
         raise WardtreeError(f"{home.name}: the relay ended with {code}; see its message above")
-    if code == 0:
-        os.replace(home.relay_folder / MODEL, home.path / MODEL)
     return code
 
 
@@ -130,9 +163,16 @@ def _template(home: Home, control: socket.socket, jobs: socket.socket | None, so
     _close_others(sockets, (control, jobs))
     room = policy.template(home.path, home.task_source, home.readable)
     enter(room, home.posture, [end.fileno() for end in (control, jobs) if end])
-    from node.enclave import EnclaveSettings, run_template
+    from node.enclave import run_template
 
-    settings = EnclaveSettings(
+    run_template(control, jobs, enclave_settings(home))
+
+
+def enclave_settings(home: Home) -> EnclaveSettings:
+    """What the enclaves of a node are told."""
+    from node.enclave import EnclaveSettings
+
+    return EnclaveSettings(
         party=home.name,
         task=home.study.task.class_name,
         options=home.study.task.options,
@@ -146,7 +186,6 @@ def _template(home: Home, control: socket.socket, jobs: socket.socket | None, so
         is_key_holder=home.is_key_holder,
         posture=home.posture,
     )
-    run_template(control, jobs, settings)
 
 
 def _keyroom(

@@ -2,11 +2,13 @@
 
 A node that listens binds one ROUTER, and dials those above it with one DEALER each. Who may connect is decided
 by the manifest's CURVE keys alone (ZAP, a named domain that fails closed); who is speaking is the key that
-the handshake proved, never the routing id, which the peer picks.
+the handshake proved, never the routing id, which the peer picks. What a connection may hold of us before we
+can see it is limited in ``connections.py``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,17 +22,37 @@ from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from keys.errors import WardtreeError
+from node.connections import Connections
 
 DOMAIN = "wardtree"
-HANDSHAKE_MS, HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 5_000, 15_000
+HANDSHAKE_MS, CONNECT_MS = 5_000, 3_000
+DEAD_SECONDS = 15
+"""After so long without a sign of life the kernel closes a connection. ZeroMQ's own heartbeats are off: libzmq 4.3.5
+aborts the process (``!_io_error``) when a peer fills our queue, hangs up, and a heartbeat is due."""
+
 REDIAL_SECONDS = 1.0
 PATIENT_FAILURES = 5
 REFUSED = b"wardtree: another node with your identity is connected"
+CHECK_SECONDS = 0.1
+"""So often we look at what came over connections, whether or not it makes a message."""
+
+MOST_PARTS = 4
+"""Of a message: the route at a ROUTER, a link's header, and its item of two."""
+
+MOST_MESSAGES, MOST_BYTES = 64, 8 << 20
+"""Taken from one socket in one turn, so that others have theirs; bytes are counted after a message."""
+
+UNREAD_MESSAGES = 8
+"""Of the largest size, that one connection may have under way: an honest peer's credit is for less."""
+
+_ENDED = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 _MONITORED = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_CONNECTED
+    | _ENDED
 )
 
 Log = Callable[[str, str, str], None]
@@ -108,12 +130,16 @@ class Transport:
         self._zap: zmq.Socket[bytes] = zap
         self._poller.register(self._zap, zmq.POLLIN)
         self._routes: dict[str, bytes] = {}
+        self._connections = Connections(log, UNREAD_MESSAGES * max_message)
+        self._monitor: zmq.Socket[bytes] | None = None
         self._router = self._bind(bind) if bind else None
         self._lines: dict[str, Line] = {}
 
     def dial(self, name: str) -> None:
         """Connect to a party of the roster, and again whenever the connection breaks."""
-        self._lines[name] = Line(self._context, self._poller, self._roster[name], self._configure, self._log)
+        self._lines[name] = Line(
+            self._context, self._poller, self._roster[name], self._configure, self._connections, self._log
+        )
 
     def hang_up(self, name: str) -> None:
         """Close the connection that we dialled; what is queued has a moment to leave."""
@@ -156,36 +182,49 @@ class Transport:
         """
         if any(line.redial_at is not None for line in self._lines.values()):
             seconds = min(seconds if seconds is not None else REDIAL_SECONDS, REDIAL_SECONDS)
-        ready = dict(self._poller.poll(None if seconds is None else max(0, int(seconds * 1000) + 1)))
+        seconds = min(seconds if seconds is not None else CHECK_SECONDS, CHECK_SECONDS)
+        ready = dict(self._poller.poll(max(0, int(seconds * 1000) + 1)))
         messages: list[tuple[str, list[bytes]]] = []
         if self._zap in ready:
             self._authenticate()
+        if self._monitor in ready:
+            self._follow_callers()
         connected = [name for name, line in self._lines.items() if line.monitor in ready and line.has_connected()]
         if self._router in ready:
             messages += self._drain_router()
         for name, line in self._lines.items():
             if line.socket in ready:
-                messages += [(name, parts) for parts in _drain(line.socket)]
+                for descriptor, frames in _receive(line.socket):
+                    self._connections.heard(descriptor, name)
+                    messages.append((name, [frame.bytes for frame in frames]))
             line.redial_if_due()
+        self._connections.check()
         for peer, parts in messages:
             self.traffic.count(self.traffic.received, peer, parts)
         return messages, {fd for fd in ready if isinstance(fd, int)}, connected
 
     def close(self) -> None:
         """Close everything; what is queued has a moment to leave."""
-        if self._router:
+        if self._router and self._monitor:
+            self._follow_callers()  # or its thread may wait for us to read, and we for it to end
+            self._router.disable_monitor()
+            self._monitor.close(0)
             self._router.close(linger=500)
         for name in list(self._lines):
             self.hang_up(name)
+        self._connections.close()
         self._authenticator.stop()
         self._context.term()
 
     def _drain_router(self) -> list[tuple[str, list[bytes]]]:
         assert self._router is not None
         messages = []
-        for frames in _receive(self._router):
+        for descriptor, frames in _receive(self._router):
             peer = self._names.get(str(frames[-1].get("User-Id")).encode())
-            if peer is not None and self._is_current(peer, frames[0].bytes):
+            if peer is None:
+                continue
+            self._connections.heard(descriptor, peer)
+            if self._is_current(peer, frames[0].bytes):
                 messages.append((peer, [frame.bytes for frame in frames[1:]]))
         return messages
 
@@ -200,7 +239,8 @@ class Transport:
                 pass  # EHOSTUNREACH: the old connection is closed
             else:
                 self._log(peer, "one connection for one identity", "a second node with it")
-                self._router.send_multipart([route, REFUSED], zmq.NOBLOCK)
+                with contextlib.suppress(zmq.ZMQError):  # it has gone again, or reads nothing
+                    self._router.send_multipart([route, REFUSED], zmq.NOBLOCK)
                 return False
         self._routes[peer] = route
         return True
@@ -222,11 +262,28 @@ class Transport:
             self._context.term()  # left to the garbage collector, it would wait for ever for the ZAP socket
             raise TransportError(f"cannot listen on {address}: {zmq.strerror(error.errno or 0)}") from error
         self._poller.register(router, zmq.POLLIN)
+        router.monitor(f"inproc://callers-{id(self)}", zmq.EVENT_ACCEPTED | _ENDED)
+        self._monitor = self._context.socket(zmq.PAIR)
+        self._monitor.rcvhwm = 0  # with a limit, a flood of connections would stop libzmq's own thread
+        self._monitor.connect(f"inproc://callers-{id(self)}")
+        self._poller.register(self._monitor, zmq.POLLIN)
         return router
+
+    def _follow_callers(self) -> None:
+        """Keep track of the connections that others made."""
+        assert self._monitor is not None
+        while self._monitor.poll(0):
+            event: Any = parse_monitor_message(self._monitor.recv_multipart())
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self._connections.opened(event["value"])
+            else:
+                self._connections.closed(event["value"])
 
     def _authenticate(self) -> None:
         """Answer ZAP requests in our own loop: the handler is a coroutine that never waits."""
-        while self._zap.poll(0):
+        for _ in range(MOST_MESSAGES):
+            if not self._zap.poll(0):
+                return
             handler = self._authenticator.handle_zap_message(self._zap.recv_multipart())
             try:
                 handler.send(None)
@@ -239,9 +296,17 @@ class Line:
     """One connection that we dial: a DEALER, and the monitor of its handshakes."""
 
     def __init__(
-        self, context: zmq.Context[Any], poller: zmq.Poller, peer: Peer, configure: Configure, log: Log
+        self,
+        context: zmq.Context[Any],
+        poller: zmq.Poller,
+        peer: Peer,
+        configure: Configure,
+        connections: Connections,
+        log: Log,
     ) -> None:
-        self._context, self._poller, self._peer, self._configure, self._log = context, poller, peer, configure, log
+        self._context, self._poller, self._peer, self._configure = context, poller, peer, configure
+        self._connections, self._log = connections, log
+        self._descriptor = -1
         self._failures = 0
         self._open()
 
@@ -259,6 +324,7 @@ class Line:
     def close(self, linger: int = 0) -> None:
         self._poller.unregister(self.socket)
         self._poller.unregister(self.monitor)
+        self._connections.forget(self._descriptor)
         self.socket.disable_monitor()
         self.monitor.close(0)
         self.socket.close(linger)
@@ -274,6 +340,13 @@ class Line:
         connected = False
         while self.monitor.poll(0):
             event: Any = parse_monitor_message(self.monitor.recv_multipart())
+            if event["event"] == zmq.EVENT_CONNECTED:
+                self._descriptor = event["value"]
+                self._connections.opened(self._descriptor, self._peer.name)
+                continue
+            if event["event"] & _ENDED:
+                self._connections.closed(event["value"])
+                continue
             if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 connected = True
                 continue
@@ -290,21 +363,31 @@ def _configure(socket: zmq.Socket[bytes], keys: tuple[bytes, bytes], max_message
     socket.curve_publickey, socket.curve_secretkey = keys
     socket.maxmsgsize = max_message
     socket.handshake_ivl = HANDSHAKE_MS
-    socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS
+    socket.connect_timeout = CONNECT_MS
+    socket.tcp_keepalive, socket.tcp_keepalive_cnt = 1, 2
+    socket.tcp_keepalive_idle = socket.tcp_keepalive_intvl = DEAD_SECONDS // 3
+    socket.tcp_maxrt = 1000 * DEAD_SECONDS
     # What a peer sends without credit waits in its own process, not here.
-    socket.sndhwm, socket.rcvhwm = 256, 16
+    socket.sndhwm, socket.rcvhwm = 64, 16
     socket.linger = 0
     socket.reconnect_ivl, socket.reconnect_ivl_max = 100, 2_000
 
 
-def _receive(socket: zmq.Socket[bytes], most: int = 64) -> Iterator[list[zmq.Frame]]:
-    """What waits at a socket, but not more than ``most`` messages: others wait as well."""
-    for _ in range(most):
+def _receive(socket: zmq.Socket[bytes]) -> Iterator[tuple[int, list[zmq.Frame]]]:
+    """What waits at a socket, with the descriptor that it came over. Of a message with too many parts only so
+    many that it is seen to have too many."""
+    taken = 0
+    for _ in range(MOST_MESSAGES):
         try:
-            yield socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            frame = socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return
-
-
-def _drain(socket: zmq.Socket[bytes]) -> list[list[bytes]]:
-    return [[frame.bytes for frame in frames] for frames in _receive(socket)]
+        frames = [frame]
+        while frame.more:
+            frame = socket.recv(zmq.NOBLOCK, copy=False)
+            if len(frames) <= MOST_PARTS:
+                frames.append(frame)
+        yield int(frame.get(zmq.SRCFD)), frames
+        taken += sum(map(len, frames))
+        if taken > MOST_BYTES:
+            return

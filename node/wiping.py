@@ -24,11 +24,7 @@ class _Traces:
 
     ciphertexts: int = 0
     totals: int | None = None
-    rooms: dict[str, int | None] = field(default_factory=dict)
-
-    @property
-    def are_gone(self) -> bool:
-        return self.totals is not None and None not in self.rooms.values()
+    rooms: dict[str, int] = field(default_factory=dict)
 
 
 class Wiping:
@@ -46,14 +42,15 @@ class Wiping:
 
     def began(self, round_: int, room: str) -> None:
         """A process that will see plaintext is being forked."""
-        self._of(round_).rooms[room] = None
+        self._of(round_)
         self._running[room].append(round_)
 
     def ended(self, room: str, peak_memory: int) -> None:
         """The oldest such process is no more; so much memory it held at most."""
         if self._running[room]:
             round_ = self._running[room].popleft()
-            self._of(round_).rooms[room] = peak_memory
+            rooms = self._of(round_).rooms
+            rooms[room] = max(peak_memory, rooms.get(room, 0))
             self._write_if_gone(round_)
 
     def held(self, round_: int, ciphertexts: int) -> None:
@@ -71,7 +68,7 @@ class Wiping:
 
     def _write_if_gone(self, round_: int) -> None:
         traces = self._traces[round_]
-        if traces.are_gone:
+        if traces.totals is not None and not any(round_ in running for running in self._running.values()):
             del self._traces[round_]
             rooms = {f"{room}_bytes": peak for room, peak in traces.rooms.items()}
             self._ledger.note(

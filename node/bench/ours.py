@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from keys import segments
 from keys.canaries import KEY_BYTES
@@ -21,10 +22,9 @@ from keys.packing import Integers
 from keys.plan import Plan
 from keys.planner import choose
 from node import update
-from node.bench.common import DISTINCT, SPREAD, Clock, digest, make_update, peak_memory_mb
+from node.bench.common import PLANNED_PARTIES, SPREAD, Clock, digest, make_update, peak_memory_mb
 from node.protocol.messages import TRAIN
 
-PLANNED_PARTIES = 64
 CLIP = 6 * SPREAD
 
 
@@ -51,12 +51,17 @@ class Bench:
         keys = tuple(os.urandom(KEY_BYTES) for _ in range(parties))
         return cls(plan, Sealer(plan, public), Opener(plan, secret), keys)
 
-    def protect(self, integers: Integers, party: int, clock: Clock) -> Iterator[bytes]:
-        """A party's segments; what sealing does not need the data for is timed as offline."""
+    def protect(self, values: NDArray[np.float32], party: int, clock: Clock) -> tuple[Integers, Iterator[bytes]]:
+        """A party's integers, and its segments when they are asked for: zeros first, as while a model trains."""
+        with clock.time("protect_offline"):
+            self.sealer.stock(self.plan.ciphertexts(values.size))
+        with clock.time("protect_online"):
+            integers = update.quantise(values.astype(np.float64), update.Grid(CLIP, self.plan), 1.0)
+        return integers, self._seal(integers, party, clock)
+
+    def _seal(self, integers: Integers, party: int, clock: Clock) -> Iterator[bytes]:
         sealed = update.seal_segments(integers, self.sealer, self.canary_keys[party])
-        for segment in self.plan.segments(integers.size):
-            with clock.time("protect_offline"):
-                self.sealer.stock(self.plan.ciphertexts(segment.stop - segment.start))
+        for _ in self.plan.segments(integers.size):
             with clock.time("protect_online"):
                 ciphertexts = next(sealed)
             yield ciphertexts
@@ -94,31 +99,31 @@ def measure(
     grid = update.Grid(CLIP, plan)
     clock = Clock()
     clock.runs.append({})
-    for _ in bench.protect(update.quantise(values.astype(np.float64), grid, 1.0), 0, clock):
+    for _ in bench.protect(values, 0, clock)[1]:
         pass  # a node keeps a window of segments, not the update
     peak = peak_memory_mb()
     clock.runs.clear()
 
     exact, error, upload_bytes = True, 0.0, 0
     for _ in clock.runs_after_warm_up(repeats):
-        integers = []
-        for _ in range(min(parties, DISTINCT)):
-            with clock.time("quantise"):
-                integers.append(update.quantise(values.astype(np.float64), grid, 1.0))
-        upload_bytes, staged = _round(bench, integers, clock)
+        total = np.zeros(params, np.int64)
+        uploads = []
+        for party in range(parties):
+            integers, sealed = bench.protect(values, party, clock)
+            uploads.append(list(sealed))
+            total += integers
+        upload_bytes = sum(map(len, uploads[0]))
+        staged = _add_and_open(bench, uploads, params, clock)
         with clock.time("open"):
             names = [str(party) for party in range(parties)]
             empty = update.Model(0, np.zeros(params, np.float32))
             weights = dict.fromkeys(names, 1)
-            published = np.frombuffer(b"".join(staged), "<i4")
-            model = update.apply(empty, 1, TRAIN, published, names, weights, None, grid)
-        total = np.sum([integers[party % DISTINCT] for party in range(parties)], axis=0)
-        exact &= bool(np.array_equal(published, total))
+            model = update.apply(empty, 1, TRAIN, staged, names, weights, None, grid)
+        exact &= bool(np.array_equal(np.frombuffer(b"".join(staged), "<i4"), total))
         error = max(error, float(np.abs(model.parameters - values).max()))
         sample = clock.runs[-1]
-        quantised = sample.pop("quantise") / len(integers)
-        sample["protect_online"] = sample["protect_online"] / parties + quantised
-        sample["protect_offline"] = sample["protect_offline"] / parties
+        for name in ("protect_online", "protect_offline"):
+            sample[name] = sample[name] / parties
     return clock.medians() | {
         "params": params,
         "parties": parties,
@@ -136,14 +141,12 @@ def measure(
     }
 
 
-def _round(bench: Bench, integers: list[Integers], clock: Clock) -> tuple[int, list[bytes]]:
-    """Protect, add and open, segment by segment: one party's bytes, and the published totals."""
+def _add_and_open(bench: Bench, uploads: list[list[bytes]], params: int, clock: Clock) -> list[bytes]:
+    """Every party's segments, one after another, added and opened: the published totals."""
     prime = segments.data_prime(bench.plan)
-    parties = [bench.protect(integers[party % DISTINCT], party, clock) for party in range(len(bench.canary_keys))]
-    upload_bytes, staged = 0, []
-    for number, segment in enumerate(bench.plan.segments(integers[0].size)):
-        parts = tuple(next(party) for party in parties)
-        upload_bytes += len(parts[0])
+    staged = []
+    for number, segment in enumerate(bench.plan.segments(params)):
+        parts = tuple(upload[number] for upload in uploads)
         with clock.time("add"):
             total = update.merge(bench.plan, parts)
         left, right = (segments.read_segment(part, bench.plan) for part in (parts[0], parts[-1]))
@@ -152,4 +155,4 @@ def _round(bench: Bench, integers: list[Integers], clock: Clock) -> tuple[int, l
         with clock.time("open"):
             length = segment.stop - segment.start
             staged.append(update.open_total(bench.opener, total, number, bench.canary_keys, None, length))
-    return upload_bytes, staged
+    return staged

@@ -2,7 +2,7 @@
 
 Exit codes: 0 done; 1 the study failed, or a result is not what it must be; 2 wrong input: a message of one
 line says who, what was expected, what came; 69 this machine lacks a part of the sandbox that is asked for; 70 a
-bug of ours; 130 interrupted.
+bug of ours; 75 a process of this node was killed, and it goes on when it is started again; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Annotated
 import typer
 
 from keys.errors import WardtreeError
-from node.cli import bench, ceremony, doctor, local, node, plan, study
+from node.cli import bench, ceremony, chaos, doctor, local, node, plan, study
+from node.process import ENDED_FROM_OUTSIDE
 from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError
+from node.supervisor import EndedFromOutsideError
 from topology import TopologyError
 
 app = typer.Typer(
@@ -30,6 +32,7 @@ app.command("doctor")(doctor.doctor)
 app.command("local")(local.local)
 app.command("node")(node.node)
 app.command("plan")(plan.plan)
+app.command("chaos")(chaos.chaos)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ceremony.app, name="ceremony")
 app.add_typer(study.app, name="study")
@@ -41,6 +44,13 @@ def _version(asked: bool) -> None:
 
         typer.echo(f"wardtree {version('wardtree')}")
         raise typer.Exit
+
+
+def _code(error: Exception) -> int:
+    """The exit code for what a user can cause."""
+    if isinstance(error, SandboxError):
+        return EXIT_UNAVAILABLE
+    return ENDED_FROM_OUTSIDE if isinstance(error, EndedFromOutsideError) else 2
 
 
 @app.callback()
@@ -57,6 +67,6 @@ def main() -> None:
     except (WardtreeError, TopologyError) as error:
         for line in str(error).splitlines():
             print(f"wardtree: {line}", file=sys.stderr)
-        sys.exit(EXIT_UNAVAILABLE if isinstance(error, SandboxError) else 2)
+        sys.exit(_code(error))
     except BrokenPipeError:
         sys.exit(1)

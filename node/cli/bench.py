@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from node.bench.ours import PLANNED_PARTIES, measure
+from node.bench.common import PLANNED_PARTIES
 
 app = typer.Typer(no_args_is_help=True, help="Measure what wardtree costs on this machine.")
 
@@ -27,6 +27,8 @@ def crypto(
 
     Exit code 1: the sum was not exact.
     """
+    from node.bench.ours import measure  # it brings SEAL, which no other command needs
+
     figures = measure(params, parties, value_bits, repeats=repeats, max_parties=max_parties)
     if as_json:
         typer.echo(json.dumps(figures, indent=2))

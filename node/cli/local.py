@@ -15,20 +15,10 @@ from rich.console import Console
 from node import report as reports
 from node.cli.sandbox import AllowGap
 from node.display import LiveView
-from node.local import (
-    STUDIES,
-    Federation,
-    LocalError,
-    Outcome,
-    in_process,
-    read_parties,
-    run_federation,
-    simulated_parties,
-)
-from node.protocol.posture import Minimum
-from node.sandbox.machine import detect, require
+from node.local import Outcome, run_federation
 from node.sandbox.root import leave_root
-from node.study import Study, parse_study
+from node.simulation import STUDIES, Federation, LocalError, in_process, read_parties, simulated_parties
+from node.study import parse_study
 
 HEART = STUDIES / "heart.toml"
 HEART_DATA = STUDIES / "heart.data.toml"
@@ -43,6 +33,9 @@ class = "synthetic"
 
 [task.options]
 params = {params}
+
+[aggregation]
+max_parties = {max_parties}
 
 [debug]
 check_sums = true
@@ -80,7 +73,7 @@ def local(
 
         wardtree local --study my-study.toml --data my-hospitals.toml --out runs/first
     """
-    text, source = _study_text(study, task, params)
+    text, source = _study_text(study, task, params, parties)
     text = _override(text, "rounds", rounds, source)
     text = _override(text, "seed", seed, source)
     checked = parse_study(text, source)
@@ -88,8 +81,7 @@ def local(
     folder = (out or _default_out(checked.name)).resolve()
     leave_root(folder)
     policy = "off" if insecure_development else "required"
-    gaps = _gaps(policy, allow_gap or [], checked)
-    federation = Federation(text, checked, tables, key_holder, folder, gaps, policy)
+    federation = Federation(text, checked, tables, key_holder, folder, tuple(allow_gap or ()), policy)
     if len(tables) > (os.cpu_count() or 1) // 2:
         # Many nodes share few cores: threads inside each of them only get in each other's way.
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -109,31 +101,18 @@ def local(
     raise typer.Exit(0 if result["ok"] else 1)
 
 
-def _gaps(policy: str, allowed: list[str], study: Study) -> tuple[str, ...]:
-    """The gaps that this run's manifest allows: those asked for, the sandbox being off, and root where we are.
-
-    Raises:
-        SandboxError: this machine has another.
-    """
-    posture = detect(policy)
-    gaps = {*allowed, *(posture.gaps & {"root", "no-sandbox"})}
-    minimum = Minimum(frozenset(gaps), frozenset(study.sandbox.demand))
-    require(posture, minimum, "this machine", "run with --allow-gap, and the manifest allows it by name")
-    return tuple(sorted(gaps))
-
-
 def _default_out(name: str) -> Path:
     """A folder for this run, named by its study and the time."""
     return Path("runs") / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _study_text(study: Path | None, task: str | None, params: int) -> tuple[str, str]:
+def _study_text(study: Path | None, task: str | None, params: int, parties: int | None) -> tuple[str, str]:
     if study and task:
         raise LocalError("--study and --task: expected one of the two; a study names its task itself")
     if task not in (None, "synthetic"):
         raise LocalError(f'--task: expected "synthetic", came {task!r}; other tasks need a study')
     if task:
-        return SYNTHETIC.format(params=params), "the synthetic study"
+        return SYNTHETIC.format(params=params, max_parties=max(64, parties or 0)), "the synthetic study"
     path = study or HEART
     try:
         return path.read_text(encoding="utf-8"), str(path)

@@ -80,8 +80,8 @@ def _in_words(event: dict[str, Any]) -> str:
             return f"round {number}: {what} {', '.join(names)}".rstrip()
         case {"kind": "applied", "round": number, "seconds": seconds}:
             return f"round {number}: model updated after {seconds:.1f} s"
-        case {"kind": "dropped", "who": who, "expected": expected, "came": came}:
-            return f"dropped: {who}: expected {expected}, came {came}"
+        case {"kind": "dropped", "who": who, "expected": expected, "came": came, "times": times}:
+            return f"dropped: {who}: expected {expected}, came {came}" + (f" ({times} times)" if times > 1 else "")
         case {"kind": "warning", "text": text}:
             return f"warning: {text}"
         case {"kind": "stopped", "error": error}:

@@ -30,6 +30,7 @@ class Climber(Feeder):
         self.closing: ev.Published | None = None
         self.asked: tuple[int, bytes] | None = None
         self.seen = -1
+        self.joined_on = b""
         self._missed: list[ev.Published] = []
         self._parts: list[bytes] = []
 
@@ -159,6 +160,7 @@ class Climber(Feeder):
         if self.parent:
             applied = self.chain[-1].close.round + 1 if self.chain else 0
             round_ = self.log_round if self.held else 0
+            self.joined_on = self.base
             self.news[self.me] = Joined(round_, self.base, applied, self.held, self.parent, self.posture)
             self.pass_news()
 

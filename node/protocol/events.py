@@ -36,7 +36,8 @@ class Ready:
 
     ``state`` is our state's digest, ``size`` its bytes; ``parameters`` and ``statistics`` are the lengths of
     the two kinds of round. ``chain`` has the closed rounds behind the state; ``last_round`` is the last round
-    that we trained in or opened, ``forwarded`` the last that left us as the apex. In ``posture`` our rooms run.
+    that we trained in or opened, ``forwarded`` the last that left us as the apex; ``begins`` the round that the
+    first state under this manifest is of (-1: it is new, and has no statistics). In ``posture`` our rooms run.
     """
 
     state: bytes
@@ -47,6 +48,7 @@ class Ready:
     chain: tuple[Published, ...] = ()
     last_round: int = -1
     forwarded: int = -1
+    begins: int = -1
     resumed: Resumed | None = None
 
 
@@ -118,6 +120,16 @@ class Merged:
 
 
 @dataclass(frozen=True)
+class NotMerged:
+    """There is no such sum: the parts at these places are no ciphertexts of the plan."""
+
+    round: int
+    attempt: int
+    segment: int
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Opened:
     """The key room opened and checked a segment: the exact integers, the key holder's own included."""
 
@@ -164,8 +176,8 @@ class Expired:
 
 
 Event = (
-    Ready | Up | Down | Received | Room | Sealed | Contributed | OwnLost | Merged | Opened | OpeningRefused | Applied
-    | Adopted | NotAdopted | Expired
+    Ready | Up | Down | Received | Room | Sealed | Contributed | OwnLost | Merged | NotMerged | Opened | OpeningRefused
+    | Applied | Adopted | NotAdopted | Expired
 )  # fmt: skip
 
 # ---- commands -------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ closes from there on, and our state, whose digest the last close names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from node.protocol import events as ev
@@ -24,7 +24,6 @@ class Child:
     close: int | None = None  # before that, our state: the next of the closes that lead to it
     part: int = 0
     told: bool = False
-    left_behind: set[bytes] = field(default_factory=set)  # states that it has got beyond since it is here
 
 
 class Feeder(Party):
@@ -95,9 +94,9 @@ class Feeder(Party):
     def place(self, peer: str, position: Joined) -> None:
         """A neighbour says where it is."""
         child = self.fed.setdefault(peer, Child())
-        if position.base in child.left_behind:
-            return  # said before it took what is on its way
-        child.position, child.cursor, child.close, child.told = position, None, None, False
+        if child.cursor is not None:
+            return  # since it is here we know better ourselves
+        child.position = position
         if self.base:
             self._aim(child, position)
         self.feed(peer)
@@ -159,7 +158,6 @@ class Feeder(Party):
 
     def _reached(self, child: Child, base: bytes, applied: int) -> None:
         assert child.position is not None
-        child.left_behind.add(child.position.base)
         child.position = replace(child.position, round=0, base=base, applied=applied, held=0)
 
     def _pass_on(self, peer: str, item: Any) -> None:

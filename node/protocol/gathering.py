@@ -8,12 +8,15 @@ without it. Pure bookkeeping; the round machine decides when.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from node.protocol.messages import Open
 
-MOST_ATTEMPTS = 64
-"""A child that begins again more often than any faults explain is not believed any more."""
+ATTEMPTS_PER_PARTY = 8
+"""A sum begins again when somebody in it was lost. Whoever begins again more often than this for each party below it
+is not heard any more in the round; and as its parent may begin as often as all below it together, no child can use up
+what its parent may."""
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Gathering:
     merging: bool = False
     is_final: bool = False  # a total was published: the set cannot change any more
     cut: bool = False  # nothing (more) of ours goes up in this round
+    begun: Counter[str] = field(default_factory=Counter)  # how often each source began
 
     @property
     def contributors(self) -> frozenset[str]:
@@ -51,6 +55,7 @@ class Gathering:
         """One more segment; the first one begins a source anew."""
         if segment == 0:
             self.sources[name] = Source(contributors, attempt)
+            self.begun[name] += 1
         source = self.sources[name]
         source.parts[segment] = part
         source.arrived = segment + 1

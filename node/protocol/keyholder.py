@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from node.protocol import events as ev
+from node.protocol.attendance import Attendance
 from node.protocol.feeder import Feeder
 from node.protocol.messages import STATISTICS, TRAIN, Absent, Close, Fail, Finish, Gone, Joined, Open, Partial, Total
 from node.protocol.party import Rules, State, Table
@@ -33,15 +34,6 @@ class Round:
     ended: bool = False  # nothing more comes: close with what was opened
 
 
-@dataclass
-class Place:
-    """Where a party says that it is, and on which state; ``missed``: rounds in a row without its update."""
-
-    parent: str
-    base: bytes
-    missed: int = 0
-
-
 class KeyHolder(Feeder):
     """See the table at the end of this file."""
 
@@ -49,9 +41,8 @@ class KeyHolder(Feeder):
         super().__init__(me, placement, rules)
         self.begin_feeding()
         self.round: Round | None = None
-        self.number = -1
-        self.places: dict[str, Place] = {}
-        self.expected = frozenset(placement.order)
+        self.number = self.begins = -1
+        self.present = Attendance(me, frozenset(placement.order))
         self.failures = 0
         self.began = False
         self.closing: tuple[str, frozenset[str], int] | None = None
@@ -69,7 +60,8 @@ class KeyHolder(Feeder):
     def on_ready(self, event: ev.Ready) -> None:
         self.ready(event)
         self.chain.extend(event.chain)
-        self.number = max(event.last_round, *(published.close.round for published in event.chain), -1)
+        self.begins = event.begins
+        self.number = max(event.last_round, event.begins, *(published.close.round for published in event.chain))
         self.state = State.IDLE
         self.resumed = event.resumed
         if event.resumed:
@@ -89,7 +81,7 @@ class KeyHolder(Feeder):
 
     def _wait(self) -> None:
         """Until enough are there for the next round."""
-        is_resumed = self.number >= 0 and not self.began
+        is_resumed = self.number > self.begins and not self.began
         self.do(ev.SetTimer("join", self.rules.join_seconds))
         if self.began or is_resumed:
             self.do(ev.SetTimer("settle", self.rules.settle_seconds))
@@ -102,9 +94,7 @@ class KeyHolder(Feeder):
 
     def on_down(self, peer: str, left: bool) -> None:
         self.fed.pop(peer, None)
-        if peer in self.places and self.places[peer].parent == self.me:
-            del self.places[peer]
-            self.expected -= {peer}
+        self.present.gone(peer, self.me)
         if self.round and peer == self.round.tree.apex:
             self._end_round()
         elif self.state is State.IDLE:
@@ -118,62 +108,50 @@ class KeyHolder(Feeder):
             self.drop(event, f"{event.sender} in a sandbox as the manifest demands", objection)
             return
         self.do(ev.Consume(event.peer))
-        if event.sender not in self.places:
+        if self.present.joined(event.sender, joined.parent, joined.base):
             who = frozenset({event.sender})
             self.do(ev.Report("joined", max(self.number, 0), who))
             self.do(ev.Record("joined", max(self.number, 0), 0, who, joined.posture))
-        self.places[event.sender] = Place(joined.parent, joined.base)
         if event.sender == event.peer:
             self.place(event.peer, joined)
-        if self.state is State.IDLE and self._is_unknown(joined):
+        if self.state is State.IDLE and joined.base not in self._known:
             name = event.sender
             if not self.began:
                 self._fail(f"{name} holds another model, study or package versions than the key holder", final=True)
             else:
                 self.do(ev.Report("holds another model", self.number, frozenset({name})))
         elif self.state is State.IDLE:
-            if self.began or self.number >= 0:
+            if self.began or self.number > self.begins:
                 self.do(ev.SetTimer("settle", self.rules.settle_seconds))
             self._begin_if_all_are_there()
 
-    def _is_unknown(self, joined: Joined) -> bool:
-        known = {self.base, *(published.close.base for published in self.chain)}
-        return bool(self.base) and joined.base not in known
+    @property
+    def _known(self) -> set[bytes]:
+        """Every state that this study has had."""
+        return {self.base, *(published.close.base for published in self.chain)}
 
     def on_gone(self, event: ev.Received) -> None:
         gone = event.message
         assert isinstance(gone, Gone)
         self.do(ev.Consume(event.peer))
-        place = self.places.get(gone.name)
-        if place and place.parent == event.sender:
-            del self.places[gone.name]
-            self.expected -= {gone.name}
-            if self.state is State.IDLE:
-                self._begin_if_all_are_there()
+        if self.present.gone(gone.name, event.sender) and self.state is State.IDLE:
+            self._begin_if_all_are_there()
 
     def live(self) -> frozenset[str]:
-        """Who holds our state and has a way to us."""
-        reached = {self.me}
-        names = {name for name, place in self.places.items() if place.base == self.base}
-        while True:
-            more = {n for n in self.places.keys() - reached if self._has_way(n, reached)}
-            if not more:
-                return frozenset(reached & (names | {self.me}))
-            reached |= more
-
-    def _has_way(self, name: str, reached: set[str]) -> bool:
-        parent = self.places[name].parent
-        return name in self.up if parent == self.me else parent in reached
+        """Who can take part in a round that begins now."""
+        return self.present.live(self.base, self._known, self.up, not self.began)
 
     def _begin_if_all_are_there(self) -> None:
-        if self.base and self.expected and self.expected <= self.live():
+        if self.base and self.present.expected and self.present.expected <= self.live():
             self._begin_with(self.live())
 
     def on_waited(self, event: ev.Expired) -> None:
+        if self._is_finished:
+            self._finish()
+            return
         live = self.live()
         missing = sorted(frozenset(self.placement.order) - live)
-        self._begin_with(live)
-        if self.state is not State.IDLE:
+        if self._begin_with(live):
             self.do(ev.Report("began without", self.number, frozenset(missing)))
         elif event.timer == "settle":
             self.do(ev.SetTimer("settle", self.rules.settle_seconds))
@@ -182,29 +160,31 @@ class KeyHolder(Feeder):
 
     # ---- a round ----------------------------------------------------------------------------------------
 
-    def _begin_with(self, live: frozenset[str]) -> None:
+    def _begin_with(self, live: frozenset[str]) -> bool:
+        """Begin a round, if these are enough for one, and one of them is the apex and our neighbour."""
         try:
             tree = self.placement.tree(live)
         except TopologyError:
-            return  # nobody who listens: wait for one
+            return False  # nobody who listens: wait for one
         if not quorum_met(live, self.rules.min_hidden) or tree.apex not in self.up:
-            return
+            return False
         self.do(ev.StopTimer("join"), ev.StopTimer("settle"))
         if self._is_finished:
             self._finish()
-            return
+            return True
         self.began = True
-        needs_statistics = self.lengths[STATISTICS] and not self.chain
+        needs_statistics = self.lengths[STATISTICS] and not self.chain and self.begins < 0
         self.number = max(self.number + 1, 0 if needs_statistics else 1)
         purpose = STATISTICS if needs_statistics else TRAIN
         milliseconds = round(self.rules.gather_seconds * 1000)
         opening = Open(self.number, self.base, live, purpose, self.lengths[purpose], True, milliseconds)
-        self.expected = live - {self.me}
+        self.present.expected = live - {self.me}
         self.round = Round(opening, tree, self.rules.segments(self.lengths[purpose]))
         self.state = State.GATHERING
         self.do(ev.Report("opened", self.number), ev.Record("training", self.number, 0, frozenset()))
         self.do(ev.Train(self.number, purpose), ev.SetTimer("round", self.rules.gather_seconds))
         self.open_log(self.number, opening)
+        return True
 
     @property
     def _is_finished(self) -> bool:
@@ -243,6 +223,22 @@ class KeyHolder(Feeder):
             self.do(ev.Report("own update lost", self.number))
             self._advance()
 
+    def on_own_lost_late(self, event: ev.OwnLost) -> None:
+        """The key room asked for our own integers, and they did not come: open the others' sum, if it is the first."""
+        round_ = self.round
+        if round_ is None or event.round != self.number or not round_.busy:
+            return
+        self.do(ev.Report("own update lost", self.number))
+        round_.busy = False
+        if round_.next:
+            self._forget_parts(round_)
+            self._end_round()
+        elif not quorum_met(round_.others, self.rules.min_hidden):
+            self._fail("below the quorum: nothing was opened")
+        else:
+            round_.own = False
+            self._advance()
+
     def on_absent(self, event: ev.Received) -> None:
         assert isinstance(event.message, Absent)
         self.do(ev.Consume(event.peer))
@@ -275,14 +271,10 @@ class KeyHolder(Feeder):
             return
         if round_.next in round_.parts:
             round_.busy = True
-            ciphertexts = round_.parts.pop(round_.next)
+            ciphertexts = round_.parts[round_.next]
             if round_.next == 0:  # the key room's ledger has every segment
                 self.do(ev.Record("opening", self.number, 0, self._contributors(round_)))
-            self.do(
-                ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts),
-            )
-            if round_.tree.apex in self.up:
-                self.do(ev.Consume(round_.tree.apex))
+            self.do(ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts))
         elif round_.ended or round_.next == round_.segments:
             self._close(round_)
 
@@ -294,7 +286,10 @@ class KeyHolder(Feeder):
         if round_ is None or (event.round, event.segment) != (self.number, round_.next):
             return
         round_.busy = False
+        del round_.parts[round_.next]
         round_.next += 1
+        if round_.tree.apex in self.up:
+            self.do(ev.Consume(round_.tree.apex))
         total = Total(event.round, self.base, event.segment, self._contributors(round_), event.integers)
         self.do(ev.Stage(total, round_.opening.purpose), ev.SetTimer("round", self.rules.gather_seconds))
         self.append(total)
@@ -329,28 +324,17 @@ class KeyHolder(Feeder):
             self.is_over = True
         else:
             self.append(published.close, is_last=True)
-        self._count_absences(contributors, event.state)
+        live = self.round.opening.contributors if self.round else frozenset[str]()
+        self.present.closed(base, live, contributors, event.state)
         self.round, self.base, self.size, self.state = None, event.state, event.size, State.IDLE
         self.failures = 0
         self.closed(published)
-        self._next_round()
+        self._wait()
 
-    def _count_absences(self, contributors: frozenset[str], state: bytes) -> None:
-        """Who was in the round holds its state now; who gave nothing twice must first say that it is there."""
-        live = self.round.opening.contributors if self.round else frozenset()
-        for name in live & self.places.keys():
-            place = self.places[name]
-            place.base = state
-            place.missed = 0 if name in contributors else place.missed + 1
-            if place.missed == 2:
-                del self.places[name]
-                self.expected -= {name}
-
-    def _next_round(self) -> None:
-        if self._is_finished:
-            self._finish()
-        else:
-            self._wait()
+    def _forget_parts(self, round_: Round) -> None:
+        if round_.tree.apex in self.up:
+            self.do(*[ev.Consume(round_.tree.apex)] * len(round_.parts))
+        round_.parts.clear()
 
     # ---- the end ----------------------------------------------------------------------------------------
 
@@ -365,8 +349,7 @@ class KeyHolder(Feeder):
         if self.failures >= self.rules.most_failures:
             final = True
         if self.round:
-            if self.round.tree.apex in self.up:
-                self.do(*[ev.Consume(self.round.tree.apex)] * len(self.round.parts))
+            self._forget_parts(self.round)
             self.do(ev.Wipe(self.number))
         was_round, self.round = self.round, None
         self.do(ev.StopTimer("round"), ev.StopTimer("join"), ev.StopTimer("settle"))
@@ -378,7 +361,7 @@ class KeyHolder(Feeder):
         if was_round:
             self.append(fail, is_last=True)
         self.state = State.IDLE
-        self._next_round()
+        self._wait()
 
     def _say_goodbye(self, word: Finish | Fail, error: str | None) -> None:
         self.error, self.state = error, State.ENDING
@@ -387,7 +370,7 @@ class KeyHolder(Feeder):
         self._leave_if_told()
 
     def _leave_if_told(self) -> None:
-        if self.state is State.ENDING and self.everyone_is_fed:
+        if self.state is State.ENDING and self.fed and self.everyone_is_fed:
             self.leave()
 
     def on_room(self, peer: str) -> None:
@@ -399,7 +382,7 @@ class KeyHolder(Feeder):
     def on_joined_late(self, event: ev.Received) -> None:
         assert isinstance(event.message, Joined)
         self.do(ev.Consume(event.peer))
-        self.places[event.sender] = Place(event.message.parent, event.message.base)
+        self.present.joined(event.sender, event.message.parent, event.message.base)
         if event.sender == event.peer:
             self.place(event.peer, event.message)
 
@@ -423,8 +406,10 @@ class KeyHolder(Feeder):
         (State.FLOWING, Absent): on_absent,
         (State.FLOWING, ev.Opened): on_opened,
         (State.FLOWING, ev.OpeningRefused): on_refused,
+        (State.FLOWING, ev.OwnLost): on_own_lost_late,
         (State.FLOWING, ev.Expired): on_round_expired,
         (State.APPLYING, ev.Applied): on_applied,
         (State.ENDING, Joined): on_joined_late,
+        (State.ENDING, Gone): on_gone,
         (State.ENDING, ev.Expired): Feeder.leave,
     }

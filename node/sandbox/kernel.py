@@ -48,6 +48,12 @@ def conceal() -> None:
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
+def join_namespace(descriptor: int, kind: int) -> None:
+    """``setns``. Raises OSError."""
+    if _libc.setns(descriptor, kind) < 0:
+        raise OSError(ctypes.get_errno(), f"setns: {os.strerror(ctypes.get_errno())}")
+
+
 def has_seccomp() -> bool:
     """Whether the kernel filters system calls."""
     try:

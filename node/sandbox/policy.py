@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keys.ceremony import IDENTITY, PUBLIC_KEY, SECRET_KEY
+from keys.ceremony import IDENTITY, PUBLIC_KEY
+from node.home import BASE
 from node.sandbox import calls
 from node.sandbox.landlock import Reach, covers
 from node.sandbox.seccomp import Rules
@@ -55,7 +56,7 @@ def relay(home: Home, history: Path | None) -> Room:
     reach = python_reach()
     reach = replace(
         reach,
-        read=(*reach.read, home.path / IDENTITY, Path("/proc/self")),  # the latter for how much memory it takes
+        read=(*reach.read, home.path / IDENTITY, home.path / BASE, Path("/proc/self")),  # the last: how much it takes
         write=(home.ledger,),
         replace=(home.relay_folder, *([history] if history else [])),
         bind=(port_of(home.bind),) if home.bind else (),
@@ -92,7 +93,7 @@ def sealer() -> Room:
 def keyroom(home: Home) -> Room:
     """The one room that has the secret key."""
     reach = python_reach()
-    read = (*reach.read, home.path / IDENTITY, home.path / SECRET_KEY)
+    read = (*reach.read, home.path / IDENTITY, home.secret_key)
     return Room("key room", replace(reach, read=read, write=(home.openings,)), calls.keyroom)
 
 

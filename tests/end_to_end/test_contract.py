@@ -13,9 +13,10 @@ from keys.ckks import KeyFileError, Opener, OpeningFailed
 from keys.plan import Plan
 from node.cli.local import SYNTHETIC
 from node.home import load_home
-from node.local import Federation, Outcome, run_federation, simulated_parties
-from node.protocol.messages import Close, Finish, Joined, Open, Partial, Total
+from node.local import Outcome, run_federation
+from node.protocol.messages import Close, Finish, Gone, Joined, Open, Partial, Total
 from node.published import load_model
+from node.simulation import Federation, simulated_parties
 from node.study import parse_study
 from tests.node.network import Network
 from topology import quorum_met
@@ -26,7 +27,7 @@ PARTIES = 6
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Federation, Outcome]:
     """Six parties on real sockets."""
-    text = SYNTHETIC.format(params=10_000)
+    text = SYNTHETIC.format(params=10_000, max_parties=64)
     parties, key_holder = simulated_parties(PARTIES, {})
     out = tmp_path_factory.mktemp("contract") / "run"
     federation = Federation(text, parse_study(text, "study"), parties, key_holder, out)
@@ -50,10 +51,10 @@ def test_each_party_at_the_end_has_its_own_data_and_the_final_model(run: tuple[F
     assert all(np.array_equal(model.parameters, models[0].parameters) for model in models)
     for name in federation.names:
         kept = {path.name for path in federation.home(name).iterdir()}
-        secret = {"secret-key.sealed"} | {path for path in kept if path.startswith("openings-")}
+        secret = {path for path in kept if path.startswith(("secret-key-", "openings-"))}
         assert kept - secret == {
             "identity.sealed", "card.json", "manifest.json", "public.key", "node.toml", "ledger.jsonl", "lock",
-            "model.npz",
+            "transcript.jsonl", "model.npz",
         }  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def test_each_party_each_round_receives_sums_of_its_own_subtree_and_the_global_u
         if isinstance(frame.message, Partial):
             assert frame.recipient == tree.parent[frame.sender]
             assert frame.message.contributors <= tree.subtree(frame.sender)
-        elif isinstance(frame.message, Joined):
+        elif isinstance(frame.message, Joined | Gone):
             assert frame.recipient == tree.key_holder
         else:
             assert isinstance(frame.message, allowed)
@@ -75,7 +76,7 @@ def test_each_party_each_round_receives_sums_of_its_own_subtree_and_the_global_u
 
 def test_the_key_holder_alone_has_the_secret_key(run: tuple[Federation, Outcome]) -> None:
     federation, _ = run
-    with_secret = [name for name in federation.names if (federation.home(name) / ceremony.SECRET_KEY).exists()]
+    with_secret = [name for name in federation.names if list(federation.home(name).glob(ceremony.SECRET_KEYS))]
     assert with_secret == [federation.key_holder]
     for path in federation.out.rglob("*.key"):
         with pytest.raises(KeyFileError):

@@ -14,12 +14,13 @@ from keys.ckks import Sealer
 from node import report as reports
 from node import update
 from node.cli.local import SYNTHETIC
-from node.local import Federation, run_federation, simulated_parties
+from node.local import run_federation
+from node.simulation import Federation, simulated_parties
 from node.study import parse_study
 
 
 def federation(out: Path) -> Federation:
-    text = SYNTHETIC.format(params=20_000)
+    text = SYNTHETIC.format(params=20_000, max_parties=64)
     parties, key_holder = simulated_parties(4, {})
     return Federation(text, parse_study(text, "study"), parties, key_holder, out)
 

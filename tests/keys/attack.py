@@ -21,7 +21,7 @@ import tenseal as ts
 import tenseal.sealapi as seal
 from numpy.typing import NDArray
 
-from keys.ciphertexts import chosen_ciphertext, from_seal, load, load_segment, make_context
+from keys.ciphertexts import Scratch, chosen_ciphertext, load, load_segment, make_context
 from keys.ckks import Opener, OpeningFailed, Sealer, generate_keys
 from keys.packing import Integers, pack
 from keys.plan import Plan
@@ -232,7 +232,8 @@ def _context(plan: Plan) -> seal.SEALContext:
 
 def segment_of(ciphertexts: Sequence[seal.Ciphertext], plan: Plan) -> bytes:
     """What a member can put on the wire of what it made in SEAL."""
-    return write_segment(np.stack([from_seal(one, plan.poly_modulus_degree) for one in ciphertexts], axis=1), plan)
+    scratch = Scratch(plan.poly_modulus_degree)
+    return write_segment(np.stack([scratch.words(one) for one in ciphertexts], axis=1), plan)
 
 
 def probe(plan: Plan, slots: NDArray[np.complex128]) -> bytes:

@@ -30,6 +30,7 @@ def trouble(network: Network, faults: Counter[str], key_holder_too: bool = True)
     until = draw.uniform(5.0, 15.0 * network.rules.rounds)
     network.slow = draw.choice((0.0, 0.0, 0.02, 0.1))
     network.doubled = draw.choice((0.0, 0.0, 0.05))
+    network.key_holder_seconds = draw.choice((2.0, 8.0))
     victims = list(network.names[not key_holder_too :])
 
     def kill(name: str) -> None:
@@ -38,6 +39,12 @@ def trouble(network: Network, faults: Counter[str], key_holder_too: bool = True)
             network.kill(name)
             if draw.random() < 0.9:
                 network.plan(network.now + draw.choice((0.05, 1.0, 3.0, 20.0)), lambda: restart(name))
+
+    def kill_near(name: str) -> None:
+        """Just after somebody trained, the apex let a total through, or one was opened: it, or one below it."""
+        near = draw.choice((name, *network.tree.children[name]))
+        if near in victims:
+            kill(near)
 
     def restart(name: str) -> None:
         if network.nodes[name].machine.state.name != "ENDED" and not network.is_alive(name):
@@ -60,9 +67,9 @@ def trouble(network: Network, faults: Counter[str], key_holder_too: bool = True)
         kind = draw.choice(("kill", "kill", "moment", "moment", "stop", "cut", "flicker", "own"))
         if kind == "kill":
             network.plan(when, lambda name=name: kill(name))  # type: ignore[misc]
-        elif kind == "moment":  # just after somebody trained, the apex let a total through, or one was opened
+        elif kind == "moment":
             moment = draw.choice(("training", "forwarded", "forwarded", "opening"))
-            network.moments[moment, draw.randrange(network.rules.rounds + 1)] = lambda name=name: kill(name)  # type: ignore[misc]
+            network.moments[moment, draw.randrange(network.rules.rounds + 1)] = kill_near
         elif kind == "stop":
             network.plan(when, lambda name=name: stop(name))  # type: ignore[misc]
         elif kind == "cut":

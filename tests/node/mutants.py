@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from node.protocol import events as ev
 from node.protocol import keyholder as keyholder_module
 from node.protocol.contributor import Contributor
 from node.protocol.gathering import Gathering
 from node.protocol.keyholder import KeyHolder
-from node.protocol.messages import Partial, Total
-from node.protocol.party import State
-from topology import quorum_met
+from node.protocol.messages import Open, Partial, Total
+from node.protocol.party import State, Table
 
 
 class Overlap(Contributor):
@@ -48,7 +48,7 @@ class ForgetsOpenings(KeyHolder):
     def on_ready(self, event: ev.Ready) -> None:
         super().on_ready(replace(event, last_round=-1))
 
-    TABLE = {**KeyHolder.TABLE, (State.JOINING, ev.Ready): on_ready}
+    TABLE: ClassVar[Table] = {**KeyHolder.TABLE, (State.JOINING, ev.Ready): on_ready}
 
 
 class ForgetsTraining(Contributor):
@@ -57,7 +57,22 @@ class ForgetsTraining(Contributor):
     def on_ready(self, event: ev.Ready) -> None:
         super().on_ready(replace(event, last_round=-1))
 
-    TABLE = {**Contributor.TABLE, (State.JOINING, ev.Ready): on_ready}
+    TABLE: ClassVar[Table] = {**Contributor.TABLE, (State.JOINING, ev.Ready): on_ready}
+
+
+class TakesAnyRound(ForgetsTraining):
+    """Takes part in a round again when the key holder opens it again."""
+
+    def on_open(self, event: ev.Received) -> None:
+        self.seen = self.last_round = self.last_forwarded = -1
+        super().on_open(event)
+
+    TABLE: ClassVar[Table] = {
+        **ForgetsTraining.TABLE,
+        (State.IDLE, Open): on_open,
+        (State.GATHERING, Open): on_open,
+        (State.FLOWING, Open): on_open,
+    }
 
 
 class StaleEpoch(Contributor):
@@ -69,7 +84,7 @@ class StaleEpoch(Contributor):
         message = replace(event.message, round=self.round.opening.round, base=self.base)
         super().on_partial(replace(event, message=message))
 
-    TABLE = {
+    TABLE: ClassVar[Table] = {
         **Contributor.TABLE,
         (State.GATHERING, Partial): on_partial,
         (State.FLOWING, Partial): on_partial,
@@ -82,6 +97,10 @@ class SecondSet(Contributor):
     @property
     def _is_frozen(self) -> bool:
         return self.round is not None and self.round.is_final
+
+    def _freeze(self, round_: Gathering) -> None:
+        self.last_forwarded = -1
+        super()._freeze(round_)
 
 
 class AnyWayUp(Contributor):
@@ -108,7 +127,7 @@ class AppliesEarly(Contributor):
             opening = self.round.opening
             self.do(ev.Apply(opening.round, opening.purpose, self.published, self.staged, None))
 
-    TABLE = {
+    TABLE: ClassVar[Table] = {
         **Contributor.TABLE,
         (State.GATHERING, Total): on_total,
         (State.FLOWING, Total): on_total,
@@ -135,7 +154,7 @@ class Liar(Contributor):
 MUTANTS: dict[str, tuple[type[KeyHolder], type[Contributor]]] = {
     "overlap": (KeyHolder, Overlap),
     "quorum": (NoQuorum, NoGate),
-    "double opening after a restart": (ForgetsOpenings, Contributor),
+    "double opening after a restart": (ForgetsOpenings, TakesAnyRound),
     "training twice in a round": (KeyHolder, ForgetsTraining),
     "stale epoch": (KeyHolder, StaleEpoch),
     "second set": (KeyHolder, SecondSet),
@@ -143,5 +162,3 @@ MUTANTS: dict[str, tuple[type[KeyHolder], type[Contributor]]] = {
     "apply before the close": (KeyHolder, AppliesEarly),
     "skipped wipe": (KeyHolder, SkipsWipe),
 }
-
-assert quorum_met  # imported by the key holder's module under this name: NoQuorum replaces it there

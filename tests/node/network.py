@@ -1,9 +1,9 @@
 """An in-memory network for the real round machines and the real links, with a clock of its own.
 
-Everything but the machines and the links is played. A "ciphertext" is the sorted list of the names whose
-update it holds, and of the rounds these are from, so that every opened total can be compared with its listed
-set; a node's disk outlives its process. A seed decides how long everything takes, and what goes wrong: connections break, nodes die, come
-back, stop and go on, links are cut, wires arrive late or twice.
+Everything but the machines and the links is played. A "ciphertext" is the sorted list of the names whose update
+it holds, and of the rounds these are from, so that every opened total can be compared with its listed set; a
+node's disk outlives its process. A seed decides how long everything takes, and what goes wrong: connections
+break, nodes die, come back, stop and go on, links are cut, wires arrive late or twice.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import itertools
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -105,11 +106,13 @@ class Network:
         self.now, self._count = 0.0, itertools.count()
         self._queue: list[tuple[float, int, str, tuple[Any, ...]]] = []
         self._line_free: dict[tuple[str, str], float] = {}
+        self._broken_at: dict[frozenset[str], float] = {}
         self.connected: dict[tuple[str, str], int] = {}  # dialler, listener: a number for this connection
         self.cut_off: set[frozenset[str]] = set()
         self.frames: dict[bytes, FakeFrame] = {}
         self.openings: list[Opening] = []
         self.lose_own: set[tuple[str, int]] = set()
+        self.lose_own_at: set[tuple[int, int]] = set()  # at the key holder, when the key room asks: round, segment
         self.disks = {name: Disk(state=self.bases.get(name, FIRST)) for name in names}
         self.nodes: dict[str, Node] = {}
         self.violations: list[str] = []
@@ -117,8 +120,8 @@ class Network:
         self.reports: list[tuple[str, ev.Report]] = []
         self.published: list[Total] = []
         self.ciphertexts_at_key_holder: dict[int, set[frozenset[str]]] = {}
-        self.slow, self.doubled = 0.0, 0.0
-        self.moments: dict[tuple[str, int], Callable[[], None]] = {}
+        self.slow, self.doubled, self.key_holder_seconds, self.train_seconds = 0.0, 0.0, 2.0, 2.0
+        self.moments: dict[tuple[str, int], Callable[[str], None]] = {}
         for name in names:
             self.start(name)
 
@@ -144,6 +147,7 @@ class Network:
                 disk.chain,
                 last["training"],
                 last["forwarded"],
+                -1,
                 self._resumed(disk),
             ),
         )
@@ -198,6 +202,7 @@ class Network:
 
     def _break(self, pair: tuple[str, str]) -> None:
         number = self.connected.pop(pair)
+        self._broken_at[frozenset(pair)] = self.now
         dialler, listener = (self.nodes[name] for name in pair)
         self._at(GONE, "broken", dialler, listener.name, number)
         self._at(GONE, "broken", listener, dialler.name, number)
@@ -249,7 +254,9 @@ class Network:
                 if number in [self.connected.get(pair) for pair in pairs]:
                     self._deliver(node, peer, wire)
             case "broken", (_, peer, _):
-                if (node.name, peer) not in self.connected and (peer, node.name) not in self.connected:
+                since = self._broken_at.get(frozenset((node.name, peer)), 0.0)
+                together = (node.name, peer) in self.connected or (peer, node.name) in self.connected
+                if not together and self.now >= since + GONE - 0.001:
                     self._down(node, peer)
             case "silent", (_, peer, its):
                 if self.nodes[peer] is its and its.frozen is not None:
@@ -282,6 +289,7 @@ class Network:
             node.links[peer] = Link(self.random.getrandbits(63) | 1, self.rules.window)
         link = node.links[peer]
         before = link.established
+        assert link.fault(wire) is None, "an honest neighbour is never blamed"
         items, replies = link.receive(wire)
         self._out(node, peer, replies)
         if link.established != before:
@@ -357,10 +365,10 @@ class Network:
                 if not node.training:
                     self._soon(node, ev.OwnLost(round_))
                 elif node.name == self.key_holder:
-                    self._soon(node, ev.Contributed(round_), 0.01, 2.0)
+                    self._soon(node, ev.Contributed(round_), 0.01, self.key_holder_seconds)
             case ev.PullSegment(round_, segment):
                 if node.training:
-                    slow = 2.0 if segment == 0 else 0.02
+                    slow = self.train_seconds if segment == 0 else 0.02
                     own = f"{node.name}:{round_}".encode()
                     self._soon(node, ev.Sealed(round_, segment, own), 0.001, slow)
             case ev.Merge(round_, attempt, segment, parts):
@@ -370,7 +378,9 @@ class Network:
                 disk.records.append((what, round_, segment))
                 fault = self.moments.pop((what, round_), None)
                 if fault:
-                    self._at(self.random.choice((0.0, 0.05, 0.5)), "fault", fault)
+                    self._at(self.random.choice((0.0, 0.05, 0.5)), "fault", partial(fault, node.name))
+            case ev.OpenTotal(round_, segment, own=True) if (round_, segment) in self.lose_own_at:
+                self._soon(node, ev.OwnLost(round_))
             case ev.OpenTotal(round_, segment, others, own, ciphertexts):
                 held = sorted([*ciphertexts.decode().split(), *([f"{node.name}:{round_}"] if own else [])])
                 listed = others | ({node.name} if own else frozenset())

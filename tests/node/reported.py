@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from node import report as reports
-from node.local import Federation, Outcome
+from node.local import Outcome
 from node.record import Record
+from node.simulation import Federation
 from node.study import parse_study
 from node.sumcheck import MODULUS
 from topology import Member, Roster, place
@@ -40,15 +41,15 @@ def run(of: Federation, *, absent: Mapping[int, str] | None = None, statistics: 
         names = [party for party in of.names if party != (absent or {}).get(number)]
         for party in names:
             tell(party, "stage", round=number, stage="train", seconds=0.5)
-            tell(party, "fingerprint", round=number, value=MODULUS - 1)
+            tell(party, "fingerprints", round=number, values=[MODULUS - 1] * SEGMENTS)
         for child, parent in tree.parent.items():
             below = sorted(tree.subtree(child) & set(names))
             for segment in range(SEGMENTS if below else 0):
                 log = {"peer": child, "contributors": below, "bytes": 1000}
                 tell(parent, "ciphertext", round=number, segment=segment, **log)
-        total = (MODULUS - 1) * len(names) % MODULUS
+        total = [(MODULUS - 1) * len(names) % MODULUS] * SEGMENTS
         for party in of.names:
-            tell(party, "total", round=number, value=total)
+            tell(party, "total", round=number, values=total)
             tell(party, "applied", round=number, state=f"{number:064}", seconds=0.75, contributors=names)
     for party in of.names:
         links = {tree.parent.get(party, "child"): 2_500_000}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from keys.identity import Identity, verify
 from node.protocol.codec import KINDS, Codec, Frame, RemoteProtocolError
 from node.protocol.link import DATA, Wire
-from node.protocol.messages import Absent, Close, Fail, Finish, Joined, Message, Open, Partial, Total
+from node.protocol.messages import Absent, Close, Fail, Finish, Gone, Joined, Message, Open, Partial, Snapshot, Total
 from topology import Member, Roster
 
 NAMES = ("ada", "bo", "cy")
@@ -24,14 +24,16 @@ MANIFEST, BASE, STATE = b"\x11" * 32, b"\x22" * 32, b"\x33" * 32
 CODEC = Codec(MANIFEST, Roster(tuple(map(Member, NAMES)), "ada"), KEYS, verify)
 
 EXAMPLES: tuple[Message, ...] = (
-    Joined(BASE, "required landlock=7 gaps=swap"),
-    Open(7, BASE, "train", 1000, True, 30_000),
-    Partial(7, BASE, 3, frozenset({"bo", "cy"}), b"ciphertexts"),
+    Joined(7, BASE, 6, 2, "cy", "required landlock=7 gaps=swap"),
+    Open(7, BASE, frozenset(NAMES), "train", 1000, True, 30_000),
+    Partial(7, BASE, 3, frozenset({"bo", "cy"}), 1, b"ciphertexts"),
     Absent(7, BASE),
     Total(7, BASE, 3, frozenset(NAMES), b"integers"),
     Close(7, BASE, frozenset(NAMES), 4, STATE),
-    Fail(7, BASE, "the round is below the quorum"),
+    Fail(7, BASE, "the round is below the quorum", False),
     Finish(BASE),
+    Gone(BASE, "cy"),
+    Snapshot(BASE, 1, 3, b"content"),
 )
 
 digests = st.binary(min_size=32, max_size=32)
@@ -40,14 +42,16 @@ sets = st.frozensets(st.sampled_from(NAMES))
 texts = st.text(st.characters(codec="utf-8"), max_size=50)
 payloads = st.binary(max_size=300)
 messages: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Joined, digests, texts),
-    st.builds(Open, numbers, digests, texts, numbers, st.booleans(), numbers),
-    st.builds(Partial, numbers, digests, numbers, sets, payloads),
+    st.builds(Joined, numbers, digests, numbers, numbers, texts, texts),
+    st.builds(Open, numbers, digests, sets, texts, numbers, st.booleans(), numbers),
+    st.builds(Partial, numbers, digests, numbers, sets, numbers, payloads),
     st.builds(Absent, numbers, digests),
     st.builds(Total, numbers, digests, numbers, sets, payloads),
     st.builds(Close, numbers, digests, sets, numbers, digests),
-    st.builds(Fail, numbers, digests, texts),
+    st.builds(Fail, numbers, digests, texts, st.booleans()),
     st.builds(Finish, digests),
+    st.builds(Gone, digests, texts),
+    st.builds(Snapshot, digests, numbers, numbers, payloads),
 )
 
 
@@ -91,23 +95,23 @@ def test_there_is_an_example_of_every_kind_in_the_order_of_the_wire() -> None:
 
 GOLDEN: dict[type[Any], str] = {
     Joined: (
-        "a6f71138f625706495eb0e2cdfb8e7b1535e08e345d0613d95aa555a092f77bb53cae74e7ad40d9fffa9817baa0a2df1ccdce4df"
-        "5e4884f34f6b1dc86c07d4089b0100c42011111111111111111111111111111111111111111111111111111111111111110000c4"
-        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646191bd7265717569726564"
-        "206c616e646c6f636b3d3720676170733d73776170c420e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b78"
-        "52b855"
+        "df6341431c241da92588b2934b896e6792fa0ca7d3c8d4792550ca2ac828fcd793771b12a4131e2c77fec770ec750f07bd0b8233"
+        "a5699d6f318027dc2143aa089b0100c42011111111111111111111111111111111111111111111111111111111111111110700c4"
+        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa3616461940602a26379bd726571"
+        "7569726564206c616e646c6f636b3d3720676170733d73776170c420e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934c"
+        "a495991b7852b855"
     ),
     Open: (
-        "0aaf2e0e19fd52ae8f23a52a88b154d357fb9eb0a7d1d8a4cf7e0759c3406fe196362306e0c304ac495b02c9281b54a7c41d88cf"
-        "809fbcbc5119ae67c3f76d049b0101c42011111111111111111111111111111111111111111111111111111111111111110700c4"
-        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646194a5747261696ecd03e8"
-        "c3cd7530c420e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        "2ff4ec1199fe6754c0232fbcad2e6e7d1a710cfe2d08d26bee8ce13c86bdf5931c29bb5558a4ae7ef11c5efcf1d001d92325dd9a"
+        "4c91fc57006e9a1a00fad70b9b0101c42011111111111111111111111111111111111111111111111111111111111111110700c4"
+        "0107c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646194a5747261696ecd03"
+        "e8c3cd7530c420e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     ),
     Partial: (
-        "e8fd17ad36e771b6a6d1116aa8205c71122160237c7d53c6e3830e6af492df8f25d9510f5872196ac5139d86926ceffe7a7f43a2"
-        "bc7a44c887b20689a04daa009b0102c42011111111111111111111111111111111111111111111111111111111111111110703c4"
-        "0106c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646190c42017274f71c047"
-        "93d5dcea48f4e619ac29e6d60cd5813646e75361625a29acb12e"
+        "ade04acf0e3266111435c355c4f6f71a24f796b1e8f8dde01bca25920bc8dc5b4d8c2de2596d2fc9a803cf2fdd14f62fb6148dd2"
+        "2dbefd51132d0740e3ab230c9b0102c42011111111111111111111111111111111111111111111111111111111111111110703c4"
+        "0106c4202222222222222222222222222222222222222222222222222222222222222222a2626fa36164619101c42017274f71c0"
+        "4793d5dcea48f4e619ac29e6d60cd5813646e75361625a29acb12e"
     ),
     Absent: (
         "6b177131d55b1bdb83bae52bf7b78c10f376561b65e9fdb325b08baca81efdb15f9e00e1dfbed21a5b62990d5660390481061a42"
@@ -129,17 +133,29 @@ GOLDEN: dict[type[Any], str] = {
         "4ca495991b7852b855"
     ),
     Fail: (
-        "0f3be610f2d1dfbfd1318470ddcee5ea66cec32d1373a93b227719388e396db0c3af24a6bf26427d32836caf663ded65dc0e0997"
-        "db0b905783ac87480296c7009b0106c42011111111111111111111111111111111111111111111111111111111111111110700c4"
-        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646191bd74686520726f756e"
-        "642069732062656c6f77207468652071756f72756dc420e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b78"
-        "52b855"
+        "cb837eb1313d21eea6cf436f978b5e5c3eb29f4440cbd5757d3fffed7fdbdf28a57703f0fe9b4d4905a956c0573f1f7c1400a5f5"
+        "2b2a10efe8484a6c930dd70f9b0106c42011111111111111111111111111111111111111111111111111111111111111110700c4"
+        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646192bd74686520726f756e"
+        "642069732062656c6f77207468652071756f72756dc2c420e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b"
+        "7852b855"
     ),
     Finish: (
         "a8b7a9bebff640902d8d20ba5f02a4f42a4a2658f4f1a29a86c9572581abf9d4a7b732663c801bd2563107ded9595476cfec2b60"
         "32dc59f54134748e4189c4089b0107c42011111111111111111111111111111111111111111111111111111111111111110000c4"
         "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646190c420e3b0c44298fc1c"
         "149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    ),
+    Gone: (
+        "7fab85d7389ea0ab6e5480dd65b50c924c6ebfa05ee8ff1d52e44054cf2671aea0b2032195defd48db58845b84522945f89ad8ec"
+        "f47e3ff8081ef53217fefb0a9b0108c42011111111111111111111111111111111111111111111111111111111111111110000c4"
+        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa361646191a26379c420e3b0c442"
+        "98fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    ),
+    Snapshot: (
+        "1a190024af839e504eecd6144bf19c10502bf63770586fc064134c3ba9d5b94772c58645e9a6448229aa6f442a7c516dcfc4d716"
+        "a9d548a692f2bf38cd83c90a9b0109c42011111111111111111111111111111111111111111111111111111111111111110001c4"
+        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa36164619103c420ed7002b439e9"
+        "ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
     ),
 }
 
@@ -183,7 +199,7 @@ def _flip(data: bytes, bit: int) -> bytes:
 
 
 VERSION, KIND, UNDER, ROUND, SEGMENT, SET, ON, SENDER, RECIPIENT, DETAILS, PAYLOAD = range(11)
-PARTIAL, CLOSE, OPEN, JOINED, FAIL = EXAMPLES[2], EXAMPLES[5], EXAMPLES[1], EXAMPLES[0], EXAMPLES[6]
+JOINED, OPEN, PARTIAL, _, _, CLOSE, FAIL, FINISH, *_ = EXAMPLES
 WRONG: dict[str, tuple[Message, int, Any, str]] = {
     "another version": (PARTIAL, VERSION, 2, "protocol version 1"),
     "true for the version": (PARTIAL, VERSION, True, "protocol version 1"),
@@ -210,7 +226,7 @@ WRONG: dict[str, tuple[Message, int, Any, str]] = {
     "true for the segment": (PARTIAL, SEGMENT, True, "Partial.segment"),
     "a segment where there is none": (CLOSE, SEGMENT, 1, "no segment"),
     "false for no segment": (CLOSE, SEGMENT, False, "no segment"),
-    "a round where there is none": (JOINED, ROUND, 1, "no round"),
+    "a round where there is none": (FINISH, ROUND, 1, "no round"),
     "base of 31 bytes": (PARTIAL, ON, BASE[:31], "Partial.base"),
     "base of 33 bytes": (PARTIAL, ON, BASE + b"\0", "Partial.base"),
     "base as text": (PARTIAL, ON, "\x22" * 32, "Partial.base"),
@@ -220,7 +236,9 @@ WRONG: dict[str, tuple[Message, int, Any, str]] = {
     "state of 31 bytes": (CLOSE, DETAILS, [4, STATE[:31]], "Close.state"),
     "negative segments": (CLOSE, DETAILS, [-1, STATE], "Close.segments"),
     "a number for true": (OPEN, DETAILS, ["train", 1000, 1, 30_000], "Open.key_holder_contributes"),
-    "a list for text": (FAIL, DETAILS, [["reason"]], "Fail.reason"),
+    "a list for text": (FAIL, DETAILS, [["reason"], False], "Fail.reason"),
+    "a number for the parent": (JOINED, DETAILS, [6, 2, 1, "posture"], "Joined.parent"),
+    "a number for the posture": (JOINED, DETAILS, [6, 2, "cy", 7], "Joined.posture"),
     "payload swapped": (PARTIAL, PAYLOAD, hashlib.sha256(b"other").digest(), "the payload that was signed"),
     "no payload digest": (PARTIAL, PAYLOAD, None, "the payload that was signed"),
 }
@@ -247,7 +265,7 @@ def test_a_signature_for_another_purpose_or_by_another_member_is_false() -> None
 
 
 def test_the_payload_of_one_frame_does_not_fit_another() -> None:
-    other = encode(Partial(7, BASE, 4, frozenset({"bo", "cy"}), b"others"))
+    other = encode(Partial(7, BASE, 4, frozenset({"bo", "cy"}), 1, b"others"))
     assert "the payload that was signed" in str(refused(encode(PARTIAL).envelope, other.payload))
 
 

@@ -30,7 +30,7 @@ from node.sandbox import policy
 from node.sandbox.enter import enter
 from node.sandbox.machine import detect
 from node.shared import SharedModel
-from node.sumcheck import fingerprint
+from node.sumcheck import fingerprints
 from node.tasks.loader import task_source
 from node.update import Model
 
@@ -288,12 +288,12 @@ def test_what_an_enclave_seals_is_what_it_reports_for_the_check_of_sums(tmp_path
         trained, sealed = enclave.channel.receive(60), enclave.channel.receive(60)
         enclave.end()
         unasked = node.job(1)
-        assert unasked.channel.receive(60)["fingerprint"] is None, "only where the check is asked for"
+        assert unasked.channel.receive(60)["fingerprints"] is None, "only where the check is asked for"
         unasked.end()
     marks = canaries.total([CANARY_KEY], PLAN, 0, 1)
     opened = Opener(PLAN, secret).open(sealed["ciphertexts"], LENGTH, 1, marks)
     assert opened.any()
-    assert trained["fingerprint"] == fingerprint(seed, opened, PLAN.segments(LENGTH))
+    assert trained["fingerprints"] == fingerprints(seed, opened, PLAN.segments(LENGTH))
 
 
 def test_a_template_that_ended_is_one_line() -> None:

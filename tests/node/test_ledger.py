@@ -66,7 +66,7 @@ def test_every_line_is_signed_for_the_ledger_and_for_nothing_else(tmp_path: Path
 def test_any_changed_byte_is_refused_by_the_number_of_its_line(tmp_path: Path, signed: bool) -> None:
     path = tmp_path / "ledger.jsonl"
     data = b"".join(written(path, signed=signed)[:2])
-    for at in range(len(data)):
+    for at in range(len(data) - 1):  # without its end the last line never was
         changed = bytearray(data)
         changed[at] ^= 1
         path.write_bytes(changed)
@@ -127,9 +127,8 @@ def test_a_note_is_chained_like_any_entry_and_waits_for_the_next_durable_one(
 
 
 REWRITTEN = {
-    "cut short": lambda line: line[:-10],
-    "without its line end": lambda line: line[:-1],
-    "with another line end": lambda line: line[:-1] + b"\r",
+    "cut short before its end": lambda line: line[:-10] + b"\n",
+    "with another line end": lambda line: line[:-1] + b"\r\n",
     "with spaces": lambda line: line.replace(b":", b": "),
     "with a field more": lambda line: line.replace(b'{"entry"', b'{"also":1,"entry"', 1),
     "as a list": lambda line: json.dumps([*json.loads(line)]).encode() + b"\n",
@@ -146,6 +145,20 @@ def test_a_last_line_is_refused(tmp_path: Path, change: object) -> None:
     path.write_bytes(b"".join(lines[:-1]) + change(lines[-1]))
     with pytest.raises(LedgerError, match="line 4 does not follow"):
         Ledger(path, IDENTITY.sign)
+
+
+@pytest.mark.parametrize("kept", [1, 100, -1])
+def test_a_line_that_a_crash_cut_short_never_was(tmp_path: Path, kept: int) -> None:
+    """Its writer had not been told that it is there, so nothing depended on it."""
+    path = tmp_path / "ledger.jsonl"
+    lines = written(path)
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1][:kept])
+    assert len(list(read_entries(path))) == 3
+    ledger = Ledger(path, IDENTITY.sign)
+    assert path.read_bytes() == b"".join(lines[:-1])
+    ledger.append(what="closed", round=1, left_out=False)
+    ledger.close()
+    assert path.read_bytes() == b"".join(lines)
 
 
 @contextmanager

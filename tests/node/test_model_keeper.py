@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from node.model_keeper import load_model, save_model
+from node.published import load_model, save_model
 from node.update import Model
 
 

@@ -41,7 +41,7 @@ def test_a_run_without_faults() -> None:
 
 def test_one_wrong_sum_is_no_success() -> None:
     outcome = run(federation())
-    outcome.record.rounds[2].fingerprints["party-03"] -= 1
+    outcome.record.rounds[2].fingerprints["party-03"][1] -= 1
     report = built(federation(), outcome)
     assert (report["ok"], report["sums_exact"], report["models_identical"]) == (False, False, True)
     assert "SUMS NOT EXACT" in reports.verdict(report)

@@ -121,7 +121,7 @@ def test_whatever_came_is_shown_as_text() -> None:
     outcome = run(of)
     outcome.record.warnings.append(f"warned {nasty}")
     outcome.record.errors["party-02"] = f"failed {nasty}"
-    outcome.record.dropped.append({"node": "party-01", "who": nasty, "expected": nasty, "came": nasty})
+    outcome.record.dropped.append({"node": "party-01", "who": nasty, "expected": nasty, "came": nasty, "times": 1})
     compared = {**comparison(of), "notes": [nasty]}
     compared["hospitals"] = {f"{name} {nasty}": models for name, models in compared["hospitals"].items()}
     compared["curves"]["best_local_hospital"] = nasty

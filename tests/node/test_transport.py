@@ -30,7 +30,7 @@ class Node:
     transport: Transport
     log: list[Refusal]
     came: list[tuple[str, list[bytes]]] = field(default_factory=list)
-    connections: int = 0
+    connections: list[str] = field(default_factory=list)
 
     def turn(self) -> None:
         messages, _, connected = self.transport.poll(0.01)
@@ -40,29 +40,29 @@ class Node:
 
 @dataclass
 class World:
-    """A parent that listens, and everything that talks to it; all of it is closed at the end."""
+    """Those who listen, and everything that talks to them; all of it is closed at the end."""
 
-    port: int
+    ports: dict[str, int]
     nodes: list[Node] = field(default_factory=list)
     sockets: list[Any] = field(default_factory=list)
     context: zmq.Context[zmq.Socket[bytes]] = field(default_factory=zmq.Context)
 
-    def node(self, name: str, *, bind: bool = False, secret: bytes | None = None) -> Node:
-        address = f"127.0.0.1:{self.port}"
-        peers = {each: Peer(each, PUBLIC[each], address if each == "apex" else None) for each in NAMES}
+    @property
+    def port(self) -> int:
+        return self.ports["apex"]
+
+    def node(self, name: str, *, bind: bool = False, dial: str = "apex", secret: bytes | None = None) -> Node:
+        """A node that listens, or one that dials."""
+        at = {each: f"127.0.0.1:{port}" for each, port in self.ports.items()}
+        peers = [Peer(each, PUBLIC[each], at.get(each)) for each in NAMES]
         log: list[Refusal] = []
 
         def refuse(who: str, expected: str, came: str) -> None:
             log.append((who, expected, came))
 
-        made = Transport(
-            secret or SECRETS[name],
-            peers.values(),
-            address if bind else None,
-            None if bind else peers["apex"],
-            refuse,
-            MAX_MESSAGE,
-        )
+        made = Transport(secret or SECRETS[name], peers, at[name] if bind else None, refuse, MAX_MESSAGE)
+        if not bind:
+            made.dial(dial)
         self.nodes.append(Node(made, log))
         return self.nodes[-1]
 
@@ -108,10 +108,11 @@ class World:
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    world = World(port)
+    with socket.socket() as one, socket.socket() as two:
+        for probe in (one, two):
+            probe.bind(("127.0.0.1", 0))
+        ports = {"apex": one.getsockname()[1], "bo": two.getsockname()[1]}
+    world = World(ports)
     yield world
     world.close()
 
@@ -133,7 +134,7 @@ def test_children_talk_to_their_parent_and_each_hears_only_its_own(world: World)
     assert (bo.came, cy.came) == ([("apex", [b"to", b"bo"])], [("apex", [b"to", b"cy"])])
     assert parent.transport.traffic.sent == {"bo": 4, "cy": 4}
     assert parent.transport.traffic.received == {"bo": 5, "cy": 5}
-    assert (bo.connections, cy.connections, parent.log, bo.log) == (1, 1, [], [])
+    assert (bo.connections, cy.connections, parent.log, bo.log) == (["apex"], ["apex"], [], [])
 
 
 def test_a_strangers_key_is_refused_counted_and_logged(world: World) -> None:
@@ -143,7 +144,7 @@ def test_a_strangers_key_is_refused_counted_and_logged(world: World) -> None:
     expected = (f"key {z85.encode(PUBLIC['mallory']).decode()}", "a CURVE key of the manifest", "a stranger's")
     assert set(parent.log) == {expected}
     assert not mallory.transport.send("apex", [b"let me in"])
-    assert mallory.connections == 0
+    assert mallory.connections == []
     assert mallory.log[0][:2] == ("apex", "a CURVE handshake")
     connected(world, parent, "bo")
     assert parent.came == [("bo", [b"hello"])]
@@ -154,7 +155,7 @@ def test_a_parent_with_another_key_is_not_talked_to(world: World) -> None:
     child = world.node("bo")
     world.a_while(0.5)
     assert not child.transport.send("apex", [b"for the apex"])
-    assert (child.connections, impostor.came) == (0, [])
+    assert (child.connections, impostor.came) == ([], [])
 
 
 def test_who_speaks_is_the_key_and_not_the_routing_id(world: World) -> None:
@@ -210,7 +211,7 @@ def test_an_oversized_message_disconnects_its_sender_alone(world: World) -> None
     world.until(lambda: cy.transport.send("apex", [b"here"]))
     world.until(lambda: ("cy", [b"here"]) in parent.came)
     assert [(peer, len(parts[0])) for peer, parts in parent.came if peer == "bo"] == [("bo", MAX_MESSAGE - 100)]
-    assert cy.connections == 1
+    assert cy.connections == ["apex"]
 
 
 def test_clients_without_curve_and_garbage_on_the_port_do_no_harm(world: World) -> None:
@@ -258,10 +259,47 @@ def test_a_child_that_came_before_its_parent_connects_when_it_comes(
     world.a_while(0.3)
     assert not child.transport.send("apex", [b"too early"])
     parent = world.node("apex", bind=True)
-    world.until(lambda: child.connections == 1)
+    world.until(lambda: child.connections == ["apex"])
     world.end(parent)
     world.a_while(0.2)
     again = world.node("apex", bind=True)
-    world.until(lambda: child.connections == 2)
+    world.until(lambda: child.connections == ["apex", "apex"])
     assert child.transport.send("apex", [b"back"])
     world.until(lambda: again.came == [("bo", [b"back"])])
+
+
+def test_a_node_moves_from_one_parent_to_another_and_back(world: World) -> None:
+    apex, bo = world.node("apex", bind=True), world.node("bo", bind=True)
+    cy = connected(world, apex, "cy")
+    cy.transport.dial("bo")
+    world.until(lambda: cy.transport.send("bo", [b"hello"]))
+    assert cy.transport.send("apex", [b"goodbye"])
+    cy.transport.hang_up("apex")
+    world.until(lambda: ("cy", [b"hello"]) in bo.came and ("cy", [b"goodbye"]) in apex.came)
+    assert cy.connections == ["apex", "bo"]
+    assert not cy.transport.send("apex", [b"it is no neighbour any more"])
+    world.until(lambda: not apex.transport.send("cy", [b"it has left"]))
+    apex.transport.forget("cy")
+    apex.came.clear()
+    cy.transport.hang_up("bo")
+    cy.transport.hang_up("bo")  # nothing to do
+    cy.transport.dial("apex")
+    world.until(lambda: cy.transport.send("apex", [b"back"]))
+    world.until(lambda: apex.came == [("cy", [b"back"])])
+    assert (apex.log, bo.log) == ([], []), "it was one node all the time"
+
+
+def test_whoever_listens_dials_as_well(world: World) -> None:
+    """An inner node: below the apex, above cy."""
+    apex, bo = world.node("apex", bind=True), world.node("bo", bind=True)
+    bo.transport.dial("apex")
+    cy = world.node("cy", dial="bo")
+    world.until(lambda: bo.connections and cy.connections)
+    assert bo.transport.send("apex", [b"up"])
+    assert cy.transport.send("bo", [b"up"])
+    world.until(lambda: apex.came and bo.came)
+    assert (apex.came, bo.came) == ([("bo", [b"up"])], [("cy", [b"up"])])
+    assert apex.transport.send("bo", [b"down"])
+    assert bo.transport.send("cy", [b"down"])
+    world.until(lambda: len(bo.came) == 2 and cy.came)
+    assert (bo.came[1], cy.came) == (("apex", [b"down"]), [("bo", [b"down"])])

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from keys.plan import Plan
-from node import update
 from node.protocol.messages import STATISTICS, TRAIN
 from node.tasks.base import StatisticsSpec, Task, TrainingRound
 from node.update import Grid, Model, UpdateError, apply, quantise, train, wipe
@@ -126,11 +125,12 @@ def test_rounding_differs_each_time_whatever_the_seeds() -> None:
 # ---- apply ----------------------------------------------------------------------------------------------
 
 
-def applied(model: Model, names: Any, total: Any, purpose: str = TRAIN) -> Model:
-    """Of a copy: applying changes the model where it lies."""
+def applied(model: Model, names: Any, total: Any, segment: int = 400, purpose: str = TRAIN) -> Model:
+    """Of a copy: applying changes the model where it lies. ``total`` comes in segments of so many integers."""
     model = replace(model, parameters=model.parameters.copy())
-    total = np.array(total, np.int32)
-    return apply(model, 3, purpose, total, names, WEIGHTS, StatisticsSpec(4, 10.0), GRID)
+    total = np.array(total, "<i4")
+    staged = [total[start : start + segment].tobytes() for start in range(0, total.size, segment)]
+    return apply(model, 3, purpose, staged, names, WEIGHTS, StatisticsSpec(4, 10.0), GRID)
 
 
 @settings(max_examples=50, deadline=None)
@@ -148,16 +148,12 @@ def test_the_weighted_mean_is_that_of_the_listed_set(names: set[str], seed: int)
     assert (new.round, new.statistics, new.parties) == (3, None, 0)
 
 
-def test_the_bits_are_the_same_twice_in_any_order_of_contributors_and_by_whatever_piece(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_bits_are_the_same_twice_in_any_order_of_contributors_and_by_whatever_segments() -> None:
     generator = np.random.default_rng(5)
     model = Model(2, generator.standard_normal(1000).astype(np.float32))
     total = generator.integers(-30_000, 30_000, 1000)
     digests = {applied(model, names, total).digest(MANIFEST) for names in permutations(WEIGHTS)}
-    for piece in (1, 300, 999):
-        monkeypatch.setattr(update, "_PIECE", piece)
-        digests.add(applied(model, set(WEIGHTS), total).digest(MANIFEST))
+    digests |= {applied(model, set(WEIGHTS), total, segment).digest(MANIFEST) for segment in (1, 300, 999)}
     assert len(digests) == 1
 
 
@@ -171,7 +167,7 @@ def test_a_prefix_changes_itself_and_leaves_the_rest() -> None:
 
 def test_published_statistics_are_the_sums_and_leave_the_model() -> None:
     model = Model(2, np.ones(3, np.float32))
-    new = applied(model, {"bo", "ada"}, [0, 1, -1, 2 * 8191], STATISTICS)
+    new = applied(model, {"bo", "ada"}, [0, 1, -1, 2 * 8191], purpose=STATISTICS)
     assert new.statistics is not None
     np.testing.assert_allclose(new.statistics, [0, 10 / 8191, -10 / 8191, 20], rtol=1e-12)
     assert (new.round, new.parties, new.parameters.tobytes()) == (3, 2, model.parameters.tobytes())
