@@ -21,6 +21,8 @@ from node.study import parse_study
 from tests.node.network import Network
 from topology import quorum_met
 
+pytestmark = pytest.mark.confined
+
 PARTIES = 6
 
 
@@ -54,8 +56,9 @@ def test_each_party_at_the_end_has_its_own_data_and_the_final_model(run: tuple[F
         secret = {path for path in kept if path.startswith(("secret-key-", "openings-"))}
         assert kept - secret == {
             "identity.sealed", "card.json", "manifest.json", "public.key", "node.toml", "ledger.jsonl", "lock",
-            "transcript.jsonl", "model.npz",
+            "transcript.jsonl", "model.npz", "relay",
         }  # fmt: skip
+        assert {path.name for path in (federation.home(name) / "relay").iterdir()} == {"model.npz"}
 
 
 def test_each_party_each_round_receives_sums_of_its_own_subtree_and_the_global_update() -> None:

@@ -18,75 +18,15 @@ import termios
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from node.sandbox.kernel import prctl, syscall
 from node.sandbox.seccomp import this_machine
+from tests.node.sandbox.scene import ENCLAVE, KEYROOM, RELAY, ROOMS, SECRET, Attempt, Scene
 
 CALLS = this_machine().calls
-RELAY, ENCLAVE, KEYROOM = ROOMS = ("relay", "enclave", "key room")
 SECONDS = 5.0
-SECRET = b"patient 4711"
 _NEW_USER, _NEW_NETWORK, _MSG_FASTOPEN, _MPTCP, _SEIZE = 0x10000000, 0x40000000, 0x20000000, 262, 0x4206
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What lies around, prepared outside any room.
-
-    Attributes:
-        home, other: the node's own home, and another party's on the same machine.
-        openings: the key room's ledger.
-        data: the hospital's file that ``[data]`` names.
-        outside: a folder of the same user's, with the file ``note``.
-        free, parent, stranger: TCP ports: the relay's own, which nobody uses yet, its parent's, somebody else's.
-        datagrams: a UDP port that somebody listens on.
-        unix, abstract: addresses of listening unix sockets.
-        victim: another process of the same user, which its user may trace; ``SECRET`` lies at ``secret_at``.
-        terminal: a descriptor of the terminal from which the node was started, inherited.
-    """
-
-    home: Path
-    other: Path
-    openings: Path
-    data: Path
-    outside: Path
-    free: int
-    parent: int
-    stranger: int
-    datagrams: int
-    unix: str
-    abstract: str
-    victim: int
-    secret_at: int
-    terminal: int
-
-    @property
-    def folder(self) -> Path:
-        """The relay's own."""
-        return self.home / "relay"
-
-    @property
-    def spare(self) -> Path:
-        """A file of the node that an attempt may destroy."""
-        return self.home / "spare"
-
-    def fresh(self) -> Path:
-        """A path in the relay's folder where nothing is yet."""
-        return self.folder / f"made-{os.getpid()}"
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """``works_in``: the rooms whose work it is; in all others it must be refused."""
-
-    group: str
-    name: str
-    act: Callable[[Scene], object]
-    works_in: frozenset[str]
-    needs_root: bool
-
 
 ATTEMPTS: list[Attempt] = []
 _Act = Callable[[Scene], object]
@@ -121,7 +61,7 @@ for _name, _act, _works in (
     ("list /", lambda s: os.listdir("/"), ()),
     ("read another party's sealed identity", lambda s: (s.other / "identity.sealed").read_bytes(), ()),
     ("list another party's home", lambda s: os.listdir(s.other), ()),
-    ("read the sealed secret key", lambda s: (s.home / "secret-key.sealed").read_bytes(), (KEYROOM,)),
+    ("read the sealed secret key", lambda s: s.secret_key.read_bytes(), (KEYROOM,)),
     ("read the node's sealed identity", lambda s: (s.home / "identity.sealed").read_bytes(), (RELAY, KEYROOM)),
     ("read the hospital's data", lambda s: s.data.read_bytes(), (ENCLAVE,)),
     ("read another file of the hospital's", lambda s: (s.outside / "note").read_bytes(), ()),

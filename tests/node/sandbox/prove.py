@@ -28,7 +28,8 @@ from node.sandbox import policy
 from node.sandbox.enter import enter, narrow
 from node.sandbox.machine import detect
 from tests.node.homes import KEY_HOLDER, NOW, make_federation
-from tests.node.sandbox.attempts import ATTEMPTS, ENCLAVE, RELAY, ROOMS, SECRET, Attempt, Scene
+from tests.node.sandbox.attempts import ATTEMPTS
+from tests.node.sandbox.scene import ENCLAVE, RELAY, ROOMS, SECRET, Attempt, Scene
 
 OUTSIDE = "outside"
 REFUSED, WENT_THROUGH = "refused", "went through"
@@ -104,6 +105,7 @@ def scene(folder: Path, user: int | None) -> Iterator[tuple[Scene, Home]]:
                 home=home,
                 other=federation.path("bo"),
                 openings=loaded.openings,
+                secret_key=loaded.secret_key,
                 data=home / "patients.csv",
                 outside=folder / "outside",
                 free=port,

@@ -6,9 +6,10 @@ import os
 
 import pytest
 
-from tests.node.sandbox.attempts import ATTEMPTS, ROOMS
+from tests.node.sandbox.attempts import ATTEMPTS
 from tests.node.sandbox.kernel import needs_landlock
 from tests.node.sandbox.prove import ORDINARY, OUTSIDE, WENT_THROUGH, prove, summary, table
+from tests.node.sandbox.scene import ROOMS
 
 USERS = [None, pytest.param(ORDINARY, marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another"))]
 

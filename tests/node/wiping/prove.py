@@ -29,13 +29,12 @@ from tenseal import sealapi
 
 from keys import canaries
 from keys.canaries import round_key
-from keys.ceremony import PUBLIC_KEY, SECRET_KEY, load_identity
+from keys.ceremony import PUBLIC_KEY, SECRET_KIND, load_identity
 from keys.ciphertexts import chosen_ciphertext, from_seal, load, make_context
 from keys.packing import pack
 from keys.plan import Plan
 from keys.vault import open_file
 from node.home import Home
-from node.keyroom import SECRET_KIND
 from node.sandbox.machine import detect
 from node.tasks.loader import task_digest
 from node.update import Model
@@ -232,7 +231,7 @@ def prove(length: int = LENGTH, program: str = "node") -> Proof:
         federation = make_homes(folder, length)
         homes = {name: federation.home(name) for name in NAMES}
         plan = homes[KEY_HOLDER].plan
-        secret = open_file(homes[KEY_HOLDER].path / SECRET_KEY, SECRET_KIND, PASSPHRASE)
+        secret = open_file(homes[KEY_HOLDER].secret_key, SECRET_KIND, PASSPHRASE)
         forms, keys = {}, {}
         for name, home in homes.items():
             identity = load_identity(home.path, PASSPHRASE)
