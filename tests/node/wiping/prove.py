@@ -30,7 +30,7 @@ from tenseal import sealapi
 from keys import canaries
 from keys.canaries import round_key
 from keys.ceremony import PUBLIC_KEY, SECRET_KIND, load_identity
-from keys.ciphertexts import chosen_ciphertext, from_seal, load, make_context
+from keys.ciphertexts import Scratch, chosen_ciphertext, load, make_context
 from keys.packing import pack
 from keys.plan import Plan
 from keys.vault import open_file
@@ -193,6 +193,7 @@ def forms_of(data: bytes, plan: Plan, canary_key: bytes) -> dict[str, bytes]:
     values = update_of(np.frombuffer(data, "<f8"), 1)
     integers = values.astype(np.int64)
     encoder, plaintext = sealapi.CKKSEncoder(make_context(plan)), sealapi.Plaintext()
+    scratch = Scratch(plan.poly_modulus_degree)
     slots, polynomials = b"", b""
     for number, part in enumerate(plan.segments(integers.size)):
         marks = canaries.digits(canary_key, plan, number, plan.ciphertexts(integers[part].size))
@@ -200,7 +201,7 @@ def forms_of(data: bytes, plan: Plan, canary_key: bytes) -> dict[str, bytes]:
         slots += packed.tobytes()
         for each in packed:
             encoder.encode(each.tolist(), float(plan.scale), plaintext)
-            polynomials += from_seal(plaintext, plan.poly_modulus_degree).tobytes()
+            polynomials += scratch.words(plaintext).tobytes()
     return {
         DATA: data,
         "update, float64": values.tobytes(),
@@ -218,7 +219,7 @@ def secret_forms(secret: bytes, plan: Plan) -> bytes:
     key, plaintext = sealapi.SecretKey(), sealapi.Plaintext()
     load(key, context, secret)
     sealapi.Decryptor(context, key).decrypt(chosen_ciphertext(plan, context, 0, 1, 1.0), plaintext)
-    return from_seal(plaintext, plan.poly_modulus_degree).tobytes()
+    return Scratch(plan.poly_modulus_degree).words(plaintext).tobytes()
 
 
 # ---- the proof ------------------------------------------------------------------------------------------

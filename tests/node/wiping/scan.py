@@ -18,6 +18,9 @@ WINDOW = 64
 WINDOWS = 64
 """Windows of each form: a whole copy counts for as many."""
 
+DISTINCT = 12
+"""A window has at least so many different bytes."""
+
 _CHUNK = 32 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PRESENT = np.uint64(0b11 << 62)  # in memory, or swapped out
@@ -35,10 +38,12 @@ class Windows:
 
 
 def _spread(thing: bytes) -> NDArray[np.uint8]:
-    """Windows at even distances."""
+    """Windows at even distances, but for those that any memory may hold, as padding with zeros is."""
     last = len(thing) - WINDOW
-    starts = np.unique(np.linspace(0, last, min(WINDOWS, 1 + last // WINDOW)).astype(int) // 8 * 8)
-    return np.stack([np.frombuffer(thing, np.uint8, WINDOW, start) for start in starts])
+    starts = np.unique(np.linspace(0, last, min(8 * WINDOWS, 1 + last // WINDOW)).astype(int) // 8 * 8)
+    windows = np.stack([np.frombuffer(thing, np.uint8, WINDOW, start) for start in starts])
+    own = windows[[np.unique(window).size >= DISTINCT for window in windows]]
+    return own[np.unique(np.linspace(0, len(own) - 1, WINDOWS).astype(int))]
 
 
 def _marks(windows: NDArray[np.uint8]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
