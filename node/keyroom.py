@@ -12,7 +12,7 @@ import hashlib
 import math
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from node.home import Home
 from node.ledger import Ledger
 from node.process import name_process, reap, see_end, spawn
 from node.sandbox import policy
-from node.sandbox.enter import narrow
+from node.sandbox.enter import enter, narrow
+from node.sandbox.machine import detect
 from node.telemetry import Stopwatch
 from node.update import open_total
 from topology import quorum_met
@@ -74,17 +75,29 @@ def make_key(home: Path, passphrase: str, plan: Plan, public_key: Path, cost: Kd
     Raises:
         WardtreeError: a file exists already, or cannot be written.
     """
-    return Path(in_keyroom(_make_key, home, passphrase, plan, public_key, cost))
+    refuse_existing(public_key)
+    sealed, public = in_keyroom(_make_key, home, passphrase, plan, cost, folders=[home])
+    write_public(public_key, public)
+    return Path(sealed)
 
 
-def in_keyroom(function: Callable[..., Any], *arguments: Any) -> Any:
+def in_keyroom(
+    function: Callable[..., Any], *arguments: Any, read: Iterable[Path] = (), folders: Iterable[Path] = ()
+) -> Any:
     """Call a function that has the secret key in a process of its own, which then ends; gives its (plain) result.
+
+    There is no manifest yet that says what may be missing, so the room has as many walls as this kernel makes.
+
+    Args:
+        read: files that it may read.
+        folders: existing ones, where it may make, write and erase files.
 
     Raises:
         WardtreeError: as the function did.
     """
     ours, theirs = Channel.pair()
-    child = spawn(signal.SIGKILL, _apart, ours, theirs, function, arguments)
+    room = policy.ceremony(read, folders)
+    child = spawn(signal.SIGKILL, _apart, room, ours, theirs, function, arguments)
     theirs.close()
     try:
         answer = ours.receive()
@@ -98,8 +111,11 @@ def in_keyroom(function: Callable[..., Any], *arguments: Any) -> Any:
     return answer["value"]
 
 
-def _apart(ours: Channel, theirs: Channel, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _apart(
+    room: policy.Room, ours: Channel, theirs: Channel, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     ours.close()
+    enter(room, detect(), theirs.descriptors)
     name_process("keyroom")
     try:
         theirs.send("done", value=function(*arguments))
@@ -107,13 +123,11 @@ def _apart(ours: Channel, theirs: Channel, function: Callable[..., Any], argumen
         theirs.send("refused", text=str(error))
 
 
-def _make_key(home: Path, passphrase: str, plan: Plan, public_key: Path, cost: KdfCost) -> str:
-    refuse_existing(public_key)
+def _make_key(home: Path, passphrase: str, plan: Plan, cost: KdfCost) -> tuple[str, bytes]:
     public, secret = generate_keys(plan)
     sealed = home / secret_key_file(digest(public).hex())
     seal_file(sealed, SECRET_KIND, secret, passphrase, cost)
-    write_public(public_key, public)
-    return str(sealed)
+    return str(sealed), public
 
 
 def _serve_round(

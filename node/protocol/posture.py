@@ -7,6 +7,7 @@ allows them by name; those of :data:`ADVISORY` count only where the study demand
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 REQUIRED = {
@@ -49,6 +50,21 @@ class Posture:
     def text(self) -> str:
         """One line, as it goes into the hello and the ledgers: ``required landlock=7 gaps=swap``."""
         return f"{self.policy} landlock={self.landlock} gaps={','.join(sorted(self.gaps))}"
+
+
+def allowed_gaps(postures: Mapping[str, str]) -> list[str]:
+    """Sentences on the parts of the sandbox that nodes, by name, ran without because the manifest allows it."""
+    lacking: dict[str, list[str]] = {}
+    for party, text in sorted(postures.items()):
+        posture = parse_posture(text)
+        for gap in sorted(posture.gaps & REQUIRED.keys()) if posture else ():
+            lacking.setdefault(gap, []).append(party)
+    everyone = sorted(postures)
+    return [
+        f"Sandbox gap {gap!r} at {'every node' if who == everyone else ', '.join(who)}, as the manifest allows: "
+        f"{REQUIRED[gap]}."
+        for gap, who in sorted(lacking.items())
+    ]
 
 
 UNCONFINED = Posture("off", 0, frozenset({"no-sandbox"}))

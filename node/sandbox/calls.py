@@ -101,6 +101,11 @@ def alone() -> Rules:
     return {**_EVERY_ROOM, **_each("wait4 waitid"), "clone": _THREADS_ONLY}
 
 
+def ceremony() -> Rules:
+    """A key room of the ceremony: as :func:`alone`, and it makes and erases files."""
+    return {**alone(), **_each(_FOLDERS, "link linkat")}
+
+
 def listening_relay() -> Rules:
     """The relay, but for new places to listen at."""
     return {**relay(), "bind": REFUSED, "listen": REFUSED}

@@ -13,7 +13,7 @@ from pathlib import Path
 from node.protocol.posture import Posture
 from node.sandbox import landlock, seccomp
 from node.sandbox.kernel import SandboxError, conceal, drop_capabilities, wipe_freed_memory
-from node.sandbox.landlock import Reach
+from node.sandbox.landlock import Reach, covers
 from node.sandbox.policy import Room
 
 _QUIET = {
@@ -81,7 +81,7 @@ def _confine(room: Room, posture: Posture) -> None:
 def _prove(room: Room, posture: Posture) -> None:
     """Try what must not work: a kernel or container may take rules and not keep them; and what must."""
     attempts: list[tuple[bool, str, Callable[[], object]]] = [
-        (posture.landlock > 0, "Landlock", lambda: os.listdir("/")),
+        (posture.landlock > 0 and _is_beyond("/", room.reach), "Landlock", lambda: os.listdir("/")),
         ("seccomp" not in posture.gaps, "seccomp", lambda: socket.socket(socket.AF_UNIX).close()),
     ]
     for in_force, part, attempt in attempts:
@@ -92,6 +92,10 @@ def _prove(room: Room, posture: Posture) -> None:
             f"{room.name}: Python's library {Path(tempfile.__file__).parent} cannot be read without root's privileges; "
             "run as an ordinary user, with a Python that this user may read"
         )
+
+
+def _is_beyond(path: str, reach: Reach | None) -> bool:
+    return reach is not None and not covers((*reach.list, *reach.read, *reach.replace), Path(path))
 
 
 def _succeeds(attempt: Callable[[], object]) -> bool:

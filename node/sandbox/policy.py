@@ -6,6 +6,7 @@ template   reads the data, the task's source, the public key       no           
 enclave    the same                                                no                                         no
 sealer     none of the node's                                      no                                         no
 key room   its ledger of openings; reads identity, secret key      no                                         yes
+ceremony   the home, and files that its command line names         no                                         no
 
 Every room reads Python and its libraries. So the relay can read neither data nor the sealed secret key, and
 an enclave none of the node's keys, and of the hospital's files those alone that ``node.toml`` names.
@@ -100,6 +101,12 @@ def keyroom(home: Home) -> Room:
 def keyroom_child() -> Room:
     """Within the key room's reach, and without another process."""
     return Room("key room", None, calls.alone)
+
+
+def ceremony(read: Iterable[Path], folders: Iterable[Path]) -> Room:
+    """Where a ceremony handles the secret key; ``folders`` is where its files are made."""
+    reach = python_reach()
+    return Room("key room", replace(reach, read=(*reach.read, *read), replace=tuple(folders)), calls.ceremony)
 
 
 def port_of(address: str) -> int:
