@@ -28,6 +28,7 @@ from node.sandbox import policy
 from node.sandbox.enter import enter, narrow
 from node.sandbox.machine import detect
 from tests.node.homes import KEY_HOLDER, NOW, make_federation
+from tests.node.sandbox import cost
 from tests.node.sandbox.attempts import ATTEMPTS
 from tests.node.sandbox.scene import ENCLAVE, RELAY, ROOMS, SECRET, Attempt, Scene
 
@@ -245,6 +246,7 @@ def summary(results: list[Result]) -> str:
 def main() -> None:
     arguments = argparse.ArgumentParser(prog="scripts/prove_sandbox", description=__doc__)
     arguments.add_argument("--out", type=Path, help="write the table to this file as well")
+    arguments.add_argument("--cost", type=int, metavar="PAIRS", help="time rounds with and without it as well, in turn")
     arguments.add_argument("--json", action="store_true", help="print JSON, and nothing else")
     asked = arguments.parse_args()
     if not detect().landlock:
@@ -256,6 +258,10 @@ def main() -> None:
     kernel = f"Linux {platform.release()} on {platform.machine()}, {detect().text}"
     page = [f"# Attempts from inside the rooms\n\nWritten by `scripts/prove_sandbox`: {kernel}. {HOW_TO_READ}"]
     page += [f"## {title}\n\n{summary(results)}.\n\n{table(results)}" for title, results in runs.items()]
+    if asked.cost:
+        page.append(
+            f"## What it costs\n\n{asked.cost} pairs of runs, in turn.\n\n{cost.table(cost.measure(asked.cost))}"
+        )
     text = "\n\n".join(page) + "\n"
     if asked.out:
         asked.out.write_text(text, encoding="utf-8")
