@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +15,11 @@ import typer
 from node.channel import Channel, ChannelClosedError
 from node.cli.passphrase import Descriptor, read_passphrase
 from node.cli.sandbox import check_policy
-from node.home import Options
+from node.home import Options, load_home
 from node.process import name_process, reap, spawn
+from node.sandbox.bubblewrap import enter_view
+from node.sandbox.landlock import landlock_version
+from node.sandbox.machine import BUBBLEWRAP
 from node.supervisor import run_node
 
 
@@ -45,6 +50,7 @@ def node(
         wardtree node --home /srv/wardtree/uppsala --passphrase-fd 3 3< /run/keys/uppsala
     """
     options = Options(policy=check_policy(sandbox), insecure_development=insecure_development)
+    _enter_view(home, options)
     ours, theirs = Channel.pair()
     # The reader is forked before there is a passphrase in this process.
     reader = spawn(signal.SIGKILL, _show, ours, theirs, as_json)
@@ -55,6 +61,16 @@ def node(
         theirs.close()
         reap(reader)
     raise typer.Exit(code)
+
+
+def _enter_view(home: Path, options: Options) -> None:
+    """Where bubblewrap stands in for Landlock, start this program anew in its view of files."""
+    if not home.is_dir() or landlock_version() or os.path.islink(BUBBLEWRAP):
+        return
+    loaded = load_home(home, datetime.now(UTC))
+    if (options.policy or loaded.policy) == "bubblewrap":
+        given = ["--home", str(loaded.path.resolve())]
+        enter_view(loaded, [sys.executable, "-m", "node", *sys.argv[1:], *given])
 
 
 def _show(channel: Channel, other: Channel, as_json: bool) -> None:

@@ -14,6 +14,9 @@ from node.sandbox.landlock import PORTS_FROM, TRUNCATE_FROM, landlock_version
 
 POLICIES = ("required", "bubblewrap", "external", "off")
 
+BUBBLEWRAP = "/wardtree-bubblewrap"
+"""A link in the root of a view of :mod:`node.sandbox.bubblewrap`; outside only the machine's root could make one."""
+
 REMEDIES = {
     "core-pattern": "the rooms leave no cores; for all else on this machine: sysctl kernel.core_pattern=core",
     "external": 'let the kernel confine the rooms: policy = "required"',
@@ -89,9 +92,12 @@ def _kernel(policy: str) -> Iterator[Fact]:
     if policy == "off":
         yield Fact("no-sandbox", True, "off")
     else:
-        version, shared = landlock_version(), policy == "bubblewrap"
+        version = landlock_version()
         found = f"version {version}" if version else "none"
-        yield Fact("shared-files" if shared else "landlock", version < 1, found)
+        shared = version < 1 and policy == "bubblewrap" and os.path.islink(BUBBLEWRAP)
+        yield Fact("landlock", version < 1 and not shared, found)
+        if policy == "bubblewrap":
+            yield Fact("shared-files", shared, "bubblewrap" if shared else "each room its own")
         yield Fact("landlock-truncate", 0 < version < TRUNCATE_FROM, found)
         yield Fact("landlock-tcp", version < PORTS_FROM, found)
         filters = has_seccomp()
