@@ -99,6 +99,7 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
     name_process(f"template {settings.party}")
     adopt_orphans()
     warm_up(settings.task)
+    policy.sealer()  # where Python lies is found out once, for all that will be forked
     while True:
         try:
             request, (*ends,), _, _ = socket.recv_fds(control, 16, 3)

@@ -19,6 +19,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,6 +119,7 @@ def _listening(home: Home) -> tuple[int, ...]:
     return tuple(sorted({port_of(endpoint) for endpoint in endpoints}))
 
 
+@cache
 def python_reach(task_source: Path | None = None) -> Reach:
     """What running Python needs: its library, installed packages, shared libraries; and one task's source.
 

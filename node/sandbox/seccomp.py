@@ -14,6 +14,7 @@ import platform
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from node.sandbox.kernel import SandboxError, syscall
 from node.sandbox.syscalls import numbers
@@ -36,6 +37,7 @@ class Machine:
     calls: Mapping[str, int]
 
 
+@cache
 def this_machine() -> Machine:
     """Raises SandboxError on an architecture without a table."""
     match platform.machine():

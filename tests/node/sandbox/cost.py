@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STUDIES = {
-    "four hospitals, logistic regression with torch": ("--rounds", "10"),
+    "four hospitals, logistic regression with torch": ("--rounds", "30"),
     "three nodes, 1,000,000 parameters": (
         *("--task", "synthetic", "--parties", "3", "--params", "1000000", "--rounds", "4"),
     ),
