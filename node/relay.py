@@ -34,7 +34,7 @@ from node.protocol.keyholder import KeyHolder
 from node.protocol.messages import Partial, Snapshot
 from node.protocol.party import Party
 from node.refusals import Refusals
-from node.rooms import Enclave, RoomEndedError, RoomError, Template, round_job
+from node.rooms import OwnEnclave, RoomEndedError, RoomError, Template, round_job
 from node.sandbox import policy
 from node.sandbox.enter import narrow
 from node.telemetry import Stopwatch, Telemetry
@@ -49,14 +49,11 @@ GONE_SECONDS = 5.0
 
 @dataclass
 class Current:
-    """The round in hand, and its enclave: ``pulls`` is how many of its messages may be taken now. ``open``: at the
-    key holder, the key room has a process for it."""
+    """The round in hand. ``open``: at the key holder, the key room has a process for it."""
 
     round: int = -1
     purpose: str = ""
     open: bool = False
-    enclave: Enclave | None = None
-    pulls: int = 0
     began: float = 0.0
 
 
@@ -102,6 +99,7 @@ class Relay:
         self.transport = self.neighbours.transport
         narrow(policy.listening_relay(), home.posture)
         self.wiping = Wiping(self.ledger)
+        self.enclave = OwnEnclave(self.template, self.transport)
         self.current = Current()
         self.timers: dict[str, float] = {}
         self.events: deque[ev.Event] = deque()
@@ -129,11 +127,10 @@ class Relay:
                     self._note(event)
                     self._happen(event)
             self._hear_rooms(descriptors)
-            enclave = self.current.enclave
-            if enclave and enclave.descriptor in descriptors:
-                self._hear_enclave(enclave)
+            if self.enclave.is_readable(descriptors):
+                self._hear_enclave()
             self._expire()
-        self._end_enclave()
+        self.enclave.end()
         self._see_rooms_end()
         self.transport.close()
         return self.exit_code
@@ -200,32 +197,14 @@ class Relay:
     # ---- our own enclave --------------------------------------------------------------------------------
 
     def _start_enclave(self, kind: str, **fields: Any) -> None:
-        self._end_enclave()
+        self.enclave.end()
         self.wiping.began(self.current.round, ENCLAVE)
         if self.keyroom and kind == "round":
             self.wiping.began(self.current.round, KEYROOM)
-        self.current.enclave = self.template.start(kind, **fields)
-        self.current.pulls = 1
-        self.transport.watch(self.current.enclave.descriptor)
+        self.enclave.start(kind, **fields)
 
-    def _end_enclave(self) -> None:
-        if self.current.enclave:
-            if self.current.pulls:
-                self.transport.unwatch(self.current.enclave.descriptor)
-            self.current.enclave.end()
-            self.current.enclave, self.current.pulls = None, 0
-
-    def _hear_enclave(self, enclave: Enclave) -> None:
-        """Take what the enclave says, but of its segments only as many as the machine asked for."""
-        while self.current.enclave is enclave and self.current.pulls:
-            try:
-                message = enclave.channel.poll()
-            except ChannelClosedError:
-                self._end_enclave()
-                self._lost("its enclave ended without a word")
-                return
-            if message is None:
-                return
+    def _hear_enclave(self) -> None:
+        for message in self.enclave.messages():
             self._handle_enclave(message)
 
     def _handle_enclave(self, message: dict[str, Any]) -> None:
@@ -234,7 +213,7 @@ class Relay:
             case "initial":
                 self.keeper.begin(message["parameters"], message["start"], message["values"])
             case "prepared":
-                self._end_enclave()
+                self.enclave.end()
                 self.wiping.dropped(PREPARE, 0)
                 self._get_ready(message)
             case "trained":
@@ -242,15 +221,15 @@ class Relay:
                 if message["fingerprints"] is not None:
                     self.telemetry.tell("fingerprints", round=round_, values=message["fingerprints"])
                 if self.home.is_key_holder:
-                    self._pause_enclave()
+                    self.enclave.pause()
                     self._happen(ev.Contributed(round_))
             case "segment":
                 self._stage_time("protect", message["seconds"])
-                self._pause_enclave()
+                self.enclave.pause()
                 self.wiping.held(round_, len(message["ciphertexts"]))
                 self._happen(ev.Sealed(round_, message["segment"], message["ciphertexts"]))
             case "error":
-                self._end_enclave()
+                self.enclave.end()
                 self._lost(message["text"])
 
     def _get_ready(self, message: dict[str, Any]) -> None:
@@ -277,18 +256,10 @@ class Relay:
             )
         )
 
-    def _pause_enclave(self) -> None:
-        """The machine's pull is served: leave the rest in the pipe, which holds the enclave back."""
-        self.current.pulls -= 1
-        if not self.current.pulls and self.current.enclave:
-            self.transport.unwatch(self.current.enclave.descriptor)
-
     def _pull(self, segment: int) -> None:
-        enclave = self.current.enclave
-        if enclave and segment:  # the first segment is pulled by the start of the enclave
-            self.current.pulls += 1
-            self.transport.watch(enclave.descriptor)
-            self._hear_enclave(enclave)  # it may lie in our buffer already
+        if segment:  # the first segment is pulled by the start of the enclave
+            self.enclave.pull()
+            self._hear_enclave()  # it may lie in our buffer already
 
     def _lost(self, why: str) -> None:
         """Our enclave gives nothing: before the first round that ends the node, in a round only our part."""
@@ -410,7 +381,7 @@ class Relay:
         return self.home.rules.segment_length(self.machine.lengths[self.current.purpose], segment)
 
     def _apply(self, command: ev.Apply) -> None:
-        self._end_enclave()  # nothing of it counts in this round any more, and the model changes under it
+        self.enclave.end()  # nothing of it counts in this round any more, and the model changes under it
         watch = Stopwatch()
         state = self.keeper.apply(command)
         self._stage_time("apply", watch.seconds)
@@ -443,7 +414,7 @@ class Relay:
         self.keeper.kept()
 
     def _wipe(self, round_: int) -> None:
-        self._end_enclave()
+        self.enclave.end()
         if self.keyroom and self.current.open:
             self.keyroom.send("close")
             self.current.open = False

@@ -8,11 +8,15 @@ import signal
 import socket
 import struct
 from collections import deque
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
 
 from keys.errors import WardtreeError
-from node.channel import Channel
+from node.channel import Channel, ChannelClosedError
 from node.update import Model
+
+if TYPE_CHECKING:  # it brings ZeroMQ, and the template has no use for it
+    from node.transport import Transport
 
 _TEMPLATE_ENDED = "the template of the enclaves ended; start this node again, and it goes on"
 
@@ -120,6 +124,57 @@ class Template:
             return int(peak_memory)
         self._starting.popleft().started(descriptors[0])
         return None
+
+
+class OwnEnclave:
+    """The enclave of the round in hand, if there is one: of its messages only as many are taken as were asked for,
+    and the rest waits in the pipe, which holds it back."""
+
+    def __init__(self, template: Template, transport: Transport) -> None:
+        """``transport``: where its pipe is waited for."""
+        self._template, self._transport = template, transport
+        self._enclave: Enclave | None = None
+        self._pulls = 0
+
+    def start(self, kind: str, **fields: Any) -> None:
+        """Another one in its place; as :meth:`Template.start`. Its first message may be taken."""
+        self.end()
+        self._enclave, self._pulls = self._template.start(kind, **fields), 1
+        self._transport.watch(self._enclave.descriptor)
+
+    def end(self) -> None:
+        if self._enclave:
+            if self._pulls:
+                self._transport.unwatch(self._enclave.descriptor)
+            self._enclave.end()
+            self._enclave, self._pulls = None, 0
+
+    def is_readable(self, descriptors: Collection[int]) -> bool:
+        return self._enclave is not None and self._enclave.descriptor in descriptors
+
+    def pull(self) -> None:
+        """One message more may be taken."""
+        if self._enclave:
+            self._pulls += 1
+            self._transport.watch(self._enclave.descriptor)
+
+    def pause(self) -> None:
+        """One that was asked for is there."""
+        self._pulls -= 1
+        if not self._pulls and self._enclave:
+            self._transport.unwatch(self._enclave.descriptor)
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """What it says, as far as it may be taken; an error as the last word of one that ended without."""
+        enclave = self._enclave
+        while enclave and self._enclave is enclave and self._pulls:
+            try:
+                message = enclave.channel.poll()
+            except ChannelClosedError:
+                message = {"kind": "error", "text": "its enclave ended without a word"}
+            if message is None:
+                return
+            yield message
 
 
 def round_job(model: Model, round_: int, purpose: str, check_seed: bytes | None, canary_key: bytes) -> dict[str, Any]:
