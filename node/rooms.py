@@ -9,14 +9,11 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from keys.errors import WardtreeError
 from node.channel import Channel, ChannelClosedError
 from node.update import Model
-
-if TYPE_CHECKING:  # it brings ZeroMQ, and the template has no use for it
-    from node.transport import Transport
 
 _TEMPLATE_ENDED = "the template of the enclaves ended; start this node again, and it goes on"
 
@@ -126,13 +123,20 @@ class Template:
         return None
 
 
+class Watcher(Protocol):
+    """Where descriptors are waited for: the relay's transport."""
+
+    def watch(self, descriptor: int) -> None: ...
+
+    def unwatch(self, descriptor: int) -> None: ...
+
+
 class OwnEnclave:
     """The enclave of the round in hand, if there is one: of its messages only as many are taken as were asked for,
     and the rest waits in the pipe, which holds it back."""
 
-    def __init__(self, template: Template, transport: Transport) -> None:
-        """``transport``: where its pipe is waited for."""
-        self._template, self._transport = template, transport
+    def __init__(self, template: Template, watcher: Watcher) -> None:
+        self._template, self._watcher = template, watcher
         self._enclave: Enclave | None = None
         self._pulls = 0
 
@@ -140,12 +144,12 @@ class OwnEnclave:
         """Another one in its place; as :meth:`Template.start`. Its first message may be taken."""
         self.end()
         self._enclave, self._pulls = self._template.start(kind, **fields), 1
-        self._transport.watch(self._enclave.descriptor)
+        self._watcher.watch(self._enclave.descriptor)
 
     def end(self) -> None:
         if self._enclave:
             if self._pulls:
-                self._transport.unwatch(self._enclave.descriptor)
+                self._watcher.unwatch(self._enclave.descriptor)
             self._enclave.end()
             self._enclave, self._pulls = None, 0
 
@@ -156,13 +160,13 @@ class OwnEnclave:
         """One message more may be taken."""
         if self._enclave:
             self._pulls += 1
-            self._transport.watch(self._enclave.descriptor)
+            self._watcher.watch(self._enclave.descriptor)
 
     def pause(self) -> None:
         """One that was asked for is there."""
         self._pulls -= 1
         if not self._pulls and self._enclave:
-            self._transport.unwatch(self._enclave.descriptor)
+            self._watcher.unwatch(self._enclave.descriptor)
 
     def messages(self) -> Iterator[dict[str, Any]]:
         """What it says, as far as it may be taken; an error as the last word of one that ended without."""
