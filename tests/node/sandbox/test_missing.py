@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,7 @@ from node.sandbox.doctor import Report
 from node.sandbox.kernel import EXIT_UNAVAILABLE
 from node.sandbox.machine import REMEDIES
 from tests.end_to_end.commands import OWN_GAPS
-from tests.node.homes import make_federation
-from tests.node.sandbox.without import PARTS
+from tests.node.homes import PASSPHRASE, make_federation
 
 pytestmark = pytest.mark.confined
 
@@ -23,12 +23,21 @@ SEVERAL = ("landlock", "landlock-tcp")
 """What a kernel without Landlock lacks: its rules for ports as well."""
 
 
-def without(part: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def without(part: str, *arguments: object, passphrase: str = "") -> subprocess.CompletedProcess[str]:
+    read, write = os.pipe()
+    os.write(write, passphrase.encode() + b"\n")
+    os.close(write)
     command = [sys.executable, "-m", "tests.node.sandbox.without", part, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    command += ["--passphrase-fd", str(read)] if passphrase else []
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, pass_fds=[read]
+        )
+    finally:
+        os.close(read)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", ["landlock", "landlock, switched off", "seccomp"])
 def test_a_node_refuses_names_the_feature_and_ends_with_69(tmp_path: Path, part: str) -> None:
     gap = part.split(",")[0]
     federation = make_federation(tmp_path, sandbox_gaps=OWN_GAPS)
@@ -38,6 +47,22 @@ def test_a_node_refuses_names_the_feature_and_ends_with_69(tmp_path: Path, part:
     assert first.startswith(f"wardtree: bo: sandbox gap '{gap}': {REQUIRED[gap]}. To close it: {REMEDIES[gap]}. Or ")
     assert "Traceback" not in ended.stderr
     assert not (federation.path("bo") / "ledger.jsonl").exists(), "no room was started"
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [
+        ("landlock, refusing", "Landlock: the kernel refused the rules: Function not implemented"),
+        ("landlock, pretending", "Landlock took the rules, but does not keep them; the node does not start"),
+    ],
+)
+def test_no_room_goes_on_where_the_kernel_does_not_do_what_it_said(tmp_path: Path, part: str, why: str) -> None:
+    federation = make_federation(tmp_path, sandbox_gaps=OWN_GAPS)
+    ended = without(part, "node", "--home", federation.path("bo"), passphrase=PASSPHRASE)
+    assert ended.returncode == 69, ended.stderr
+    assert why in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (federation.path("bo") / "ledger.jsonl").read_bytes(), "no room came to its work"
 
 
 @pytest.mark.parametrize("part", ["landlock", "seccomp"])

@@ -18,6 +18,8 @@ _EVERYTHING_BUT_FILTERS = tuple(option for option in range(100) if option != _PR
 PARTS = {
     "landlock": {"landlock_create_ruleset": UNKNOWN},  # Linux before 5.13, or built without: ENOSYS
     "landlock, switched off": {"landlock_create_ruleset": replace(UNKNOWN, error=errno.EOPNOTSUPP)},
+    "landlock, refusing": {"landlock_restrict_self": UNKNOWN},
+    "landlock, pretending": {"landlock_restrict_self": Rule((), 0)},  # says that it did it, and did not
     "seccomp": {"prctl": Rule(((Test(0, _EVERYTHING_BUT_FILTERS),),), errno.EINVAL), "seccomp": UNKNOWN},
 }
 
