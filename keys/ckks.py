@@ -81,10 +81,10 @@ def _only_a_public_key(data: bytes, plan: Plan, context: sealapi.SEALContext) ->
 
 
 @dataclass(frozen=True)
-class _Ciphertext:
-    """The residues of the first polynomial, shape (N,), and the second one's bytes.
+class _Zero:
+    """An encryption of zero: the residues of the first polynomial, shape (N,), and the second one's bytes.
 
-    Only the first takes up the message; an encryption of zero has the second ready to be sent.
+    Only the first takes up the message, so the second is ready to be sent.
     """
 
     first: Words
@@ -105,7 +105,7 @@ class Sealer:
         self._encryptor = sealapi.Encryptor(self._context, _only_a_public_key(public_key, plan, self._context))
         self._encoder = sealapi.CKKSEncoder(self._context)
         self._scratch = Scratch(plan.poly_modulus_degree)
-        self._zeros: deque[_Ciphertext] = deque()
+        self._zeros: deque[_Zero] = deque()
 
     def stock(self, count: int) -> None:
         """Make encryptions of zero in advance: they need no data, and are three quarters of what sealing costs.
@@ -118,7 +118,7 @@ class Sealer:
             self._encryptor.encrypt_zero(zero)
             words = self._scratch.words(zero)
             second = pack_words(words[1:].copy(), self.plan.prime_bits[0]).tobytes()
-            self._zeros.append(_Ciphertext(words[0].copy(), second))
+            self._zeros.append(_Zero(words[0].copy(), second))
 
     @property
     def stocked(self) -> int:
@@ -138,28 +138,25 @@ class Sealer:
         Raises:
             PackingError: a value exceeds the plan.
         """
-        # First encode all, then take all apart: what SEAL needs for the one drives the other out of the cache.
-        plaintexts = [self._encode(each) for each in pack(values, self.plan, canaries)]
-        sealed = [self._add_to_a_zero(plaintext) for plaintext in plaintexts]
-        first = pack_words(np.stack([one.first for one in sealed]), self.plan.prime_bits[0])
-        return b"".join([fingerprint(self.plan), first.data, *(one.second for one in sealed)])
+        packed = pack(values, self.plan, canaries)
+        first = np.empty((len(packed), self.plan.poly_modulus_degree), "<u8")
+        seconds = [self._encrypt(slots, into) for slots, into in zip(packed, first, strict=True)]
+        return b"".join([fingerprint(self.plan), pack_words(first, self.plan.prime_bits[0]).data, *seconds])
 
-    def _encode(self, slots: Slots) -> sealapi.Plaintext:
+    def _encrypt(self, slots: Slots, first: Words) -> bytes:
+        """Write a ciphertext's first polynomial, shape (N,); gives the second one's bytes.
+
+        SEAL's encryption does the same: it adds the encoded message to a zero. Tested bit for bit against SEAL.
+        """
         plaintext = sealapi.Plaintext()
         self._encoder.encode(slots.tolist(), float(self.plan.scale), plaintext)
-        return plaintext
-
-    def _add_to_a_zero(self, plaintext: sealapi.Plaintext) -> _Ciphertext:
-        """What SEAL's encryption does with a message, as its evaluator does with a zero; tested bit for bit.
-
-        The sum overwrites the zero's first polynomial: nothing is left to be used again, or to compare with.
-        """
         if not self._zeros:
             self.stock(1)
-        ciphertext = self._zeros.popleft()
-        (message,) = self._scratch.words(plaintext)
-        add_words(ciphertext.first, message, data_prime(self.plan))
-        return ciphertext
+        zero = self._zeros.popleft()
+        first[:] = self._scratch.words(plaintext)[0]
+        add_words(first, zero.first, data_prime(self.plan))
+        zero.first.fill(0)  # it may never be used again, nor be compared with the ciphertext
+        return zero.second
 
     def add(self, parts: Sequence[bytes]) -> bytes:
         """As :func:`keys.segments.add`, which needs no key."""

@@ -69,42 +69,44 @@ def _is_prime(number: int) -> bool:
 def pack_words(words: Words, bits: int) -> Words:
     """Close the gaps between residues of so many bits: shape (polynomials, N) to (polynomials, N * bits / 64).
 
-    Row r of 64 rows of N/64 residues goes to bits ``r * bits`` and up of the result's rows (fewer rows where
-    bits and 64 have a factor in common), so that all residues of a row are shifted alike.
+    A polynomial is 64 rows of N/64 residues, and bits rows of as many words hold them: in each column residue r
+    takes the bits from ``r * bits`` on. (Fewer rows where bits and 64 have a factor in common.)
     """
-    count, rows, full = len(words), *_rows(bits)
-    shaped = words.reshape(count, rows, -1)
-    packed = np.empty((count, full, shaped.shape[2]), "<u8")
-    for row in range(rows):
-        at, shift = divmod(row * bits, _WORD)
-        if shift:
-            packed[:, at] |= shaped[:, row] << np.uint64(shift)
-        else:
-            packed[:, at] = shaped[:, row]
-        if shift + bits > _WORD:
-            np.right_shift(shaped[:, row], np.uint64(_WORD - shift), out=packed[:, at + 1])
-    return packed.reshape(count, -1)
+    rows, full = _rows(bits)
+    shaped = words.reshape(len(words), rows, -1)
+    first, gone = np.divmod(_WORD * np.arange(full), bits)  # a word begins in this residue, at this bit
+    packed = shaped[:, first]
+    packed >>= _shifts(gone)
+    for later in range(1, 1 + (_WORD - 1 + int(gone.max())) // bits):
+        part = shaped[:, np.minimum(first + later, rows - 1)]  # beyond the last the shift is 64, and leaves nothing
+        part <<= _shifts(later * bits - gone)
+        packed |= part
+    return packed.reshape(len(words), -1)
 
 
 def unpack_words(packed: Words, bits: int) -> Words:
     """The inverse of :func:`pack_words`; a new array."""
-    count, rows, full = len(packed), *_rows(bits)
-    shaped = packed.reshape(count, full, -1)
-    words = np.empty((count, rows, shaped.shape[2]), "<u8")
-    mask = np.uint64((1 << bits) - 1)
-    for row in range(rows):
-        at, shift = divmod(row * bits, _WORD)
-        word = shaped[:, at] >> np.uint64(shift)
-        if shift + bits > _WORD:
-            word |= shaped[:, at + 1] << np.uint64(_WORD - shift)
-        np.bitwise_and(word, mask, out=words[:, row])
-    return words.reshape(count, -1)
+    rows, full = _rows(bits)
+    shaped = packed.reshape(len(packed), full, -1)
+    first, gone = np.divmod(bits * np.arange(rows), _WORD)  # a residue begins in this word, at this bit
+    words = shaped[:, first]
+    words >>= _shifts(gone)
+    rest = shaped[:, np.minimum(first + 1, full - 1)]
+    rest <<= _shifts(_WORD - gone)
+    words |= rest
+    words &= np.uint64((1 << bits) - 1)
+    return words.reshape(len(packed), -1)
 
 
 def _rows(bits: int) -> tuple[int, int]:
     """Rows of residues, and the rows of full 64-bit words that hold them."""
     common = math.gcd(bits, _WORD)
     return _WORD // common, bits // common
+
+
+def _shifts(bits: NDArray[np.int64]) -> Words:
+    """One for every row; numpy shifts by 64 and more to zero."""
+    return bits.astype(np.uint64)[:, np.newaxis]
 
 
 @cache

@@ -12,6 +12,8 @@ import hashlib
 import math
 import signal
 import socket
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +85,17 @@ def _serve_round(
     template.close()
     name_process("keyroom child")
     openings = Openings(home)
+
+    @cache
+    def canary_key(name: str, round_: int, base: bytes) -> bytes:
+        return round_key(box_secret, home.manifest.card(name).box_key, home.digest, round_, base)
+
     opener = Opener(home.plan, secret)
     while (request := _next_request(relay)) is not None:
         watch = Stopwatch()
         place = {"round": request["round"], "segment": request["segment"]}
         try:
-            integers = _open(home, opener, box_secret, openings, enclave, request)
+            integers = _open(opener, canary_key, openings, enclave, request)
         except ChannelClosedError:
             relay.send("own lost", **place)
         except OpeningFailed:
@@ -140,7 +147,11 @@ class Openings:
 
 
 def _open(
-    home: Home, opener: Opener, box_secret: bytes, openings: Openings, enclave: Channel, request: dict[str, Any]
+    opener: Opener,
+    canary_key: Callable[[str, int, bytes], bytes],
+    openings: Openings,
+    enclave: Channel,
+    request: dict[str, Any],
 ) -> bytes:
     """Check the right to open, write it down, open.
 
@@ -155,10 +166,7 @@ def _open(
         raise OpeningFailed
     openings.record(round_, segment, listed, request["ciphertexts"])
     try:
-        keys = [
-            round_key(box_secret, home.manifest.card(name).box_key, home.digest, round_, request["base"])
-            for name in others
-        ]
+        keys = [canary_key(name, round_, request["base"]) for name in others]
         return open_total(opener, request["ciphertexts"], segment, keys, own, length)
     except OpeningFailed:
         openings.retire(round_)

@@ -21,6 +21,7 @@ class RoundRecord:
     seconds: dict[str, float] = field(default_factory=dict)
     fingerprints: dict[str, list[int]] = field(default_factory=dict)
     totals: dict[str, list[int]] = field(default_factory=dict)
+    ended: float = 0.0
 
     @property
     def identical(self) -> bool:
@@ -55,6 +56,7 @@ class Record:
     status: dict[str, str] = field(default_factory=dict)
     parameters: int = 0
     current: int = -1
+    opened: dict[int, float] = field(default_factory=dict)
 
     def take(self, event: Mapping[str, Any]) -> None:
         party = event["party"]
@@ -66,6 +68,7 @@ class Record:
                 self.status[party] = "ready"
             case {"kind": "round", "what": "opened", "round": number}:
                 self.current = max(self.current, number)
+                self.opened[number] = min(self.opened.get(number, event["time"]), event["time"])
                 self.status[party] = f"round {number}: training"
             case {"kind": "round", "what": what, "round": number, "contributors": names}:
                 if what not in ("closed", "joined"):
@@ -81,6 +84,7 @@ class Record:
                 self.rounds[number].states[party] = state
                 self.rounds[number].seconds[party] = seconds
                 self.rounds[number].contributors = names
+                self.rounds[number].ended = max(self.rounds[number].ended, event["time"])
                 self.status[party] = f"round {number}: done"
             case {"kind": "ciphertext"}:
                 keys = ("peer", "round", "segment", "contributors", "bytes")
@@ -106,6 +110,10 @@ class Record:
         """Every node ended with the same model, and had the same one after every round."""
         ended = len(self.final) == len(self.parties) and len(set(self.final.values())) == 1
         return ended and all(round_.identical for round_ in self.rounds.values())
+
+    def seconds(self, round_: int) -> float:
+        """From the key holder's opening of a round until the last node has applied it."""
+        return self.rounds[round_].ended - self.opened[round_]
 
     def sums_exact(self) -> bool:
         closed = [round_ for round_ in self.rounds.values() if round_.states]

@@ -42,8 +42,11 @@ class Clock:
         self.runs: list[dict[str, Seconds]] = []
 
     def runs_after_warm_up(self, repeats: int) -> Iterator[int]:
-        """Numbers of runs from 0, the warm-up, whose times are dropped, to ``repeats``."""
-        for run in range(1 + repeats):
+        """Numbers of runs from 0, the warm-up, whose times are dropped, to ``repeats``.
+
+        One run alone has no warm-up: it is meant for sizes that take minutes, where the first run tells little.
+        """
+        for run in range(0 if repeats > 1 else 1, 1 + repeats):
             if run == 1:
                 self.runs.clear()
             self.runs.append({})

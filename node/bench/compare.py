@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 SIZES = (3_591, 1_000_000, 11_511_784)
 PARTIES = (4, 16)
 LARGE = 2_000_000
-"""Above so many parameters a run takes half a minute and varies little: fewer are made."""
+"""Above so many parameters a run takes minutes and varies little: one is made."""
 RENAMED = {"protect_online": "protect", "protect_offline": "ahead", "add": "server", "open": "read_back"}
 """Our figures under the names that all programs share."""
 
@@ -108,6 +108,30 @@ def check_same_update(results: Sequence[dict[str, Any]]) -> None:
             )
 
 
+def _measure(options: argparse.Namespace, file: Path) -> None:
+    """Run all programs on the sizes asked for, and write the figures after each."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the programs inherit it
+    machine = f"{os.cpu_count()} cores, CPU only, {platform.machine()}, Python {platform.python_version()}"
+    sizes = [(params, parties) for params in options.params for parties in options.parties]
+    earlier: dict[str, Any] = json.loads(file.read_text()) if options.keep else {"machine": machine, "results": []}
+    if earlier["machine"] != machine:
+        raise CompareError(f"bench: {file} is of another machine: {earlier['machine']}; this one: {machine}")
+    number = 1 + max((result["run"] for result in earlier["results"]), default=0)
+    results = [result for result in earlier["results"] if (result["params"], result["parties"]) not in sizes]
+    for params, parties in sizes:
+        for program in programs(options.flare, options.flower):
+            if program.sizes and params not in program.sizes:
+                continue
+            repeats = options.repeats if params <= LARGE else 1
+            result = run(program, params, parties, repeats, options.timeout) | {"run": number}
+            said = result.get("failed") or f"protect {result['protect_cpu_s']:.4f} s"
+            print(f"{params:>12,} parameters, {parties:>2} parties, {program.name}: {said}", flush=True)
+            results.append(result)
+            results.sort(key=lambda each: (each["params"], each["parties"]))
+            file.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    check_same_update(results)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The script's entry."""
     parser = argparse.ArgumentParser(description="The encryption beside its peers.")
@@ -115,29 +139,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--flower", default=".venv-peers/flower/bin/python", help="python that has flwr")
     parser.add_argument("--params", type=int, nargs="+", default=SIZES)
     parser.add_argument("--parties", type=int, nargs="+", default=PARTIES)
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; 3 above 2,000,000 parameters")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; 1 above 2,000,000 parameters")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one program on one size")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="the folder")
+    parser.add_argument("--keep", action="store_true", help="keep the JSON file's other sizes, of earlier runs here")
     parser.add_argument("--redraw", action="store_true", help="only remake page and picture from the JSON file")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "crypto-peers.json"
     if not options.redraw:
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the programs inherit it
-        machine = f"{os.cpu_count()} cores, CPU only, {platform.machine()}, Python {platform.python_version()}"
-        results: list[dict[str, Any]] = []
-        for params in options.params:
-            for parties in options.parties:
-                for program in programs(options.flare, options.flower):
-                    if program.sizes and params not in program.sizes:
-                        continue
-                    repeats = options.repeats if params <= LARGE else min(options.repeats, 3)
-                    result = run(program, params, parties, repeats, options.timeout)
-                    said = result.get("failed") or f"protect {result['protect_cpu_s']:.4f} s"
-                    print(f"{params:>12,} parameters, {parties:>2} parties, {program.name}: {said}", flush=True)
-                    results.append(result)
-                    file.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
-        check_same_update(results)
+        _measure(options, file)
     report = json.loads(file.read_text())
     draw(report, options.out / "crypto-peers.svg")
     page = write_page(report)

@@ -25,19 +25,18 @@ INTRODUCTION = """\
 # The encryption beside its peers
 
 One update, drawn from one seed (float32, normal, sigma 0.02), protected, added up and read back by every program
-in one run, one after the other, each in its own process on one core. Made by `scripts/bench_peers`; the figures
-are in [crypto-peers.json](crypto-peers.json). Machine: {machine}.
+of a table in one run, one after the other, each in its own process on one core. Made by `scripts/bench_peers`{runs};
+the figures are in [crypto-peers.json](crypto-peers.json). Machine: {machine}.
 
 ![Time and upload for one million parameters](crypto-peers.svg)
 
 **What the columns are.** *Ahead*: what needs no data and is made while the model trains. *Protect*: from the float
 update to bytes ready to send, for one client. *Add*: from the bytes of all updates to the bytes of the result.
 *Read back*: from those bytes to floats. *Bytes*: of one party's upload, per parameter. *Error*: how far the mean
-lies from the update, at most. Seconds are processor seconds, medians of {repeats} runs after a warm-up, so that
-waiting for other work on the machine does not count; but such work still takes caches and memory, and slows what it
-shares them with. Two runs of the same code on a busy machine differed by a fifth in single figures and by two fifths
-in their ratios. In this one {core_share} of the wall time was processor time; 100% is a quiet machine. The JSON file
-has both.
+lies from the update, at most. Seconds are processor seconds, medians of {repeats}, so that waiting for other work on
+the machine does not count; but such work, and the neighbours of a virtual machine, still take caches and memory, and
+slow what they share them with. Two runs of the same code differed by a fifth in single figures and in their ratios.
+In these {core_share} of the wall time was processor time; 100% is a quiet machine. The JSON file has both.
 """
 
 NOTES = """\
@@ -63,10 +62,10 @@ Nobody's time buys the same thing.
 ## How it was measured
 
 - **wardtree**: the functions of `node/update.py` that a round calls, segment by segment, with canaries, planned
-  for 64 parties, in one process. A node has processes beside the enclave for it on its other cores, and their
-  pipes; both are left out here, as is every network. *Add* is one node adding all updates; in a tree each node
-  adds three. *Read back* is the key holder's decryption with all its checks; everybody else reads four bytes a
-  parameter.
+  for 64 parties, in one process: all zeros first, as while a model trains, then the update. A node has processes
+  beside the enclave for it on its other cores, and their pipes; both are left out here, as is every network. *Add*
+  is one node adding all updates; in a tree each node adds three. *Read back* is the key holder's decryption with
+  all its checks; everybody else reads four bytes a parameter.
 - **FLARE**: `HEBuilder`'s default keys (N=8192, [60,40,40], scale 2^40, symmetric), `HEModelEncryptor`,
   `HEInTimeAccumulateWeightedAggregator`, `HEModelShareableGenerator` and `HEModelDecryptor` called directly,
   with FLARE's own serialisation in between. Whole weights, not differences, which saves it an addition. One
@@ -86,11 +85,12 @@ def write_page(report: Report) -> str:
     """The page in Markdown."""
     results = [result for result in report["results"] if "failed" not in result]
     shares = [result["core_share"] for result in results]
-    repeats = sorted({result["repeats"] for result in results}, reverse=True)
+    runs = len({result["run"] for result in report["results"]})
     parts = [
         INTRODUCTION.format(
             machine=report["machine"],
-            repeats=" (the largest size: ".join(map(str, repeats)) + ")" * (len(repeats) - 1),
+            runs=f" in {runs} runs on this machine, one after another" if runs > 1 else "",
+            repeats=_repeats(results),
             core_share=f"{min(shares):.0%} to {max(shares):.0%}",
         )
     ]
@@ -107,6 +107,18 @@ def write_page(report: Report) -> str:
     versions = sorted({result["version"] for result in results if "version" in result})
     parts.append("Versions: " + "; ".join(versions) + ".\n")
     return "\n".join(parts)
+
+
+def _repeats(results: Sequence[Report]) -> str:
+    """How many timed runs stand behind each size."""
+    by_size: dict[int, set[int]] = {}
+    for result in results:
+        by_size.setdefault(result["repeats"], set()).add(result["params"])
+    words = {repeats: f"{repeats} runs after a warm-up" if repeats > 1 else "one run" for repeats in by_size}
+    if len(words) == 1:
+        return next(iter(words.values()))
+    named = {repeats: ", ".join(f"{size:,}" for size in sorted(sizes)) for repeats, sizes in by_size.items()}
+    return "; ".join(f"{words[repeats]} ({named[repeats]} parameters)" for repeats in sorted(words, reverse=True))
 
 
 def _seconds(value: float | None) -> str:
@@ -149,7 +161,10 @@ def _checks(results: Sequence[Report]) -> str:
         rows.append(("1,000,000 parameters, 14 bits: bytes per parameter", ours["bytes_per_param"], 8.2, ""))
         rows.append(("the same with 7 bits", seven["bytes_per_param"], 5.5, ""))
     if ours and flower:
-        rows.append(("protect, against SecAgg+'s", ours["protect_cpu_s"], flower["protect_cpu_s"], " s"))
+        client = flower["protect_cpu_s"] + flower["other_stages_cpu_s"]
+        rows.append(("protect, against a SecAgg+ client's four stages", ours["protect_cpu_s"], client, " s"))
+        rows.append(("protect, against the one stage that needs the update", ours["protect_cpu_s"],
+                     flower["protect_cpu_s"], " s"))  # fmt: skip
     if ours and flare:
         rows.append(("protect, against 1/8 of FLARE's", ours["protect_cpu_s"], flare["protect_cpu_s"] / 8, " s"))
         rows.append(

@@ -83,7 +83,7 @@ def test_a_folder_with_something_in_it_is_not_touched(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (("--parties", 2, "--task", "synthetic"), "at least 3 are needed"),
-        (("--parties", 65, "--task", "synthetic"), "max_parties allows 64"),
+        (("--parties", 1025, "--task", "synthetic"), "max_parties: expected a whole number from 2 to 1024"),
         (("--task", "synthetic"), "--parties or --data"),
         (("--task", "quantum", "--parties", 3), 'expected "synthetic"'),
         (("--study", "/no/such/study.toml"), "expected a study file"),

@@ -14,7 +14,7 @@ from keys.plan import Plan
 from node.cli.local import SYNTHETIC
 from node.home import load_home
 from node.local import Outcome, run_federation
-from node.protocol.messages import Close, Finish, Joined, Open, Partial, Total
+from node.protocol.messages import Close, Finish, Gone, Joined, Open, Partial, Total
 from node.published import load_model
 from node.simulation import Federation, simulated_parties
 from node.study import parse_study
@@ -27,7 +27,7 @@ PARTIES = 6
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Federation, Outcome]:
     """Six parties on real sockets."""
-    text = SYNTHETIC.format(params=10_000)
+    text = SYNTHETIC.format(params=10_000, max_parties=64)
     parties, key_holder = simulated_parties(PARTIES, {})
     out = tmp_path_factory.mktemp("contract") / "run"
     federation = Federation(text, parse_study(text, "study"), parties, key_holder, out)
@@ -67,7 +67,7 @@ def test_each_party_each_round_receives_sums_of_its_own_subtree_and_the_global_u
         if isinstance(frame.message, Partial):
             assert frame.recipient == tree.parent[frame.sender]
             assert frame.message.contributors <= tree.subtree(frame.sender)
-        elif isinstance(frame.message, Joined):
+        elif isinstance(frame.message, Joined | Gone):
             assert frame.recipient == tree.key_holder
         else:
             assert isinstance(frame.message, allowed)

@@ -99,7 +99,7 @@ def test_a_synthetic_federation_is_exact_and_imports_no_torch(tmp_path: Path) ->
     assert not with_torch
 
 
-def test_processes_stand_under_their_own_supervisor_and_none_is_left(tmp_path: Path) -> None:
+def test_processes_stand_where_they_belong_and_none_is_left(tmp_path: Path) -> None:
     process = start("local", "--out", tmp_path / "run", out=tmp_path)
     seen: set[tuple[str, str]] = set()
 
@@ -112,7 +112,7 @@ def test_processes_stand_under_their_own_supervisor_and_none_is_left(tmp_path: P
     for party in ("cleveland", "hungary", "switzerland"):
         # The kernel keeps 15 characters of a name.
         assert (f"node {party}"[:15], f"relay {party}"[:15]) in seen
-        assert (f"node {party}"[:15], f"template {party}"[:15]) in seen
+        assert ("nursery", f"template {party}"[:15]) in seen, "one warm process for all of them"
     assert ("node cleveland"[:15], "keyroom cleveland"[:15]) in seen
     assert ("template hungary"[:15], "enclave hungary"[:15]) in seen
     assert process.wait(120) == 0, (tmp_path / "stderr").read_text()

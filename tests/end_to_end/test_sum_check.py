@@ -20,7 +20,7 @@ from node.study import parse_study
 
 
 def federation(out: Path) -> Federation:
-    text = SYNTHETIC.format(params=20_000)
+    text = SYNTHETIC.format(params=20_000, max_parties=64)
     parties, key_holder = simulated_parties(4, {})
     return Federation(text, parse_study(text, "study"), parties, key_holder, out)
 

@@ -1,4 +1,4 @@
-"""Mutated frames and mutated ciphertexts: the signature stops the first, the checks behind SEAL's loader the second.
+"""Mutated frames and mutated ciphertexts: the signature stops the first, our loader and the opening the second.
 
 2,000 of each; with WARDTREE_FULL=1 200,000 of each, in some minutes, with the counts printed. What is
 done to a mutant follows from its index, which the message of a failure names.
