@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 MOST_MISSED = 2
@@ -73,11 +73,14 @@ class Attendance:
     def _has_way(self, name: str, place: Place, reached: set[str], neighbours: Collection[str]) -> bool:
         return name in neighbours if place.parent == self.key_holder else place.parent in reached
 
-    def closed(self, live: Iterable[str], contributors: Collection[str], state: bytes) -> None:
-        """A round was closed: who was in it holds its state now."""
-        for name in set(live) & self.places.keys():
-            place = self.places[name]
-            place.base = state
-            place.missed = 0 if name in contributors else place.missed + 1
-            if place.missed == MOST_MISSED:
-                self._forget(name)
+    def closed(self, live: Collection[str], contributors: Collection[str], base: bytes, state: bytes) -> None:
+        """A round on ``base`` was closed: who was in it holds its state now, and so does who came meanwhile with the
+        state ``base``, as its totals go to everybody."""
+        for name, place in list(self.places.items()):
+            if name in live:
+                place.base = state
+                place.missed = 0 if name in contributors else place.missed + 1
+                if place.missed == MOST_MISSED:
+                    self._forget(name)
+            elif place.base == base:
+                place.base = state

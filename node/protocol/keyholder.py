@@ -319,7 +319,7 @@ class KeyHolder(Feeder):
         else:
             self.append(published.close, is_last=True)
         live = self.round.opening.contributors if self.round else frozenset[str]()
-        self.present.closed(live, contributors, event.state)
+        self.present.closed(live, contributors, base, event.state)
         self.round, self.base, self.size, self.state = None, event.state, event.size, State.IDLE
         self.failures = 0
         self.closed(published)

@@ -57,7 +57,7 @@ def test_who_gives_nothing_twice_must_say_again_that_it_is_there(present: Attend
     everyone = {"key", "ada", "bo", "cy", "dee"}
     for _ in range(MOST_MISSED):
         assert "cy" in live(present)
-        present.closed(everyone, everyone - {"cy"}, NOW)
+        present.closed(everyone, everyone - {"cy"}, BEFORE, NOW)
     assert live(present) == {"ada", "bo", "dee"}
     present.joined("cy", "ada", NOW)
     assert "cy" in live(present)
@@ -66,5 +66,14 @@ def test_who_gives_nothing_twice_must_say_again_that_it_is_there(present: Attend
 def test_one_contribution_forgives_what_was_missed(present: Attendance) -> None:
     everyone = {"key", "ada", "bo", "cy", "dee"}
     for contributors in (everyone - {"cy"}, everyone, everyone - {"cy"}):
-        present.closed(everyone, contributors, NOW)
+        present.closed(everyone, contributors, BEFORE, NOW)
     assert "cy" in live(present)
+
+
+def test_who_comes_in_the_middle_of_a_round_is_in_the_next_one(present: Attendance) -> None:
+    """However soon that begins: it gets the round's totals like everybody, and holds the new state with them."""
+    present.gone("cy", "ada")
+    present.joined("cy", "ada", BEFORE)  # the state of the round in hand
+    present.joined("dee", "bo", STRANGE)
+    present.closed({"key", "ada", "bo"}, {"key", "ada", "bo"}, BEFORE, NOW)
+    assert live(present) == {"ada", "bo", "cy"}
