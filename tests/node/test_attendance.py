@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from node.protocol.attendance import MOST_MISSED, Attendance
+from tests.node.network import Network
 
 NOW, BEFORE, STRANGE = b"now", b"before", b"strange"
 KNOWN = {NOW, BEFORE}
@@ -77,3 +78,16 @@ def test_who_comes_in_the_middle_of_a_round_is_in_the_next_one(present: Attendan
     present.joined("dee", "bo", STRANGE)
     present.closed({"key", "ada", "bo"}, {"key", "ada", "bo"}, BEFORE, NOW)
     assert live(present) == {"ada", "bo", "cy"}
+
+
+def test_a_node_that_was_restarted_contributes_again() -> None:
+    """In the in-memory network, in rounds that follow each other at once."""
+    network = Network(7, seed=3, rounds=12)
+    leaf = network.placement.order[-1]
+    network.plan(8.0, lambda: network.kill(leaf))
+    network.plan(14.0, lambda: network.start(leaf))
+    assert network.run()
+    without = [opening.round for opening in network.openings if leaf not in opening.listed]
+    assert without
+    assert leaf in network.openings[-1].listed
+    assert len(set(without)) <= 5
