@@ -8,6 +8,7 @@ it is: nothing is normalised, so what was signed is what is shown.
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, NoReturn, TypeAlias
 
@@ -96,6 +97,12 @@ def unhex(text: object, length: int, what: str) -> bytes:
     if not isinstance(text, str) or not re.fullmatch(f"[0-9a-f]{{{2 * length}}}", text):
         raise FormatError(f"{what}: expected {2 * length} lower-case hex digits, came something else")
     return bytes.fromhex(text)
+
+
+def hidden_letter(text: str) -> str | None:
+    """The first character that could hide or reorder others on a terminal; line feed and tab could not."""
+    suspects = (each for each in text if each not in "\n\t")
+    return next((each for each in suspects if unicodedata.category(each) in {"Cc", "Cf", "Zl", "Zp"}), None)
 
 
 def _check(value: object, depth: int) -> None:

@@ -118,13 +118,19 @@ class Scratch:
             weakref.finalize(self, os.close, descriptor)
 
     def words(self, thing: sealapi.Ciphertext | sealapi.Plaintext) -> Words:
-        """The residues of a ciphertext, shape (2, N), or of an encoded plaintext, (1, N), under one prime."""
+        """The residues of a ciphertext, shape (2, N), or of an encoded plaintext, (1, N), under one prime.
+
+        Raises:
+            CiphertextError: what came is not one whole object.
+        """
         thing.save(self._path)
         if self._is_pipe:
             size = os.readv(self._read, [self._buffer])
         else:
             size = os.preadv(self._read, [self._buffer], 0)
             os.ftruncate(self._read, 0)
+        if size != int.from_bytes(self._buffer[8:16], "little"):
+            raise CiphertextError(f"an object of SEAL's came as {size} bytes, not whole or not alone")
         content = self._decompressor.decompress(memoryview(self._buffer)[16:size])
         polynomials = len(content) // (8 * self._degree)
         offset = len(content) - 8 * self._degree * polynomials

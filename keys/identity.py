@@ -17,6 +17,7 @@ from nacl.signing import SigningKey, VerifyKey
 
 from keys.canonical import canonical, digest, fields, parse, unhex
 from keys.errors import WardtreeError
+from keys.words import words
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")  # for fullmatch
 KEY_BYTES = 32
@@ -25,6 +26,7 @@ MAX_CARD = 4096  # bytes of a card's file
 MAX_EXAMPLES = 2**20
 
 _CARD_FORMAT = "wardtree-card/1"
+_FINGERPRINT_FORMAT = "wardtree-fingerprint/1"
 _CARD = {
     "format": (str,),
     "name": (str,),
@@ -123,13 +125,14 @@ class Card:
         return self.signing_key, self.curve_key, self.box_key
 
     @property
-    def fingerprint(self) -> str:
-        """80 bits of the card without its signature, as five groups of hex, to be read out.
+    def fingerprint(self) -> tuple[str, ...]:
+        """Seven words (77 bits) for the name and the three keys, to be read out over the telephone.
 
-        Enough against somebody who looks for another card with this fingerprint: that takes 2**80 cards.
+        The rest of a card may change and the words stay: the keys vouch for it. Enough against somebody who
+        looks for other keys with these words: that takes 2**77 of them.
         """
-        text = digest(canonical(self._body()))[:10].hex()
-        return " ".join(text[start : start + 4] for start in range(0, len(text), 4))
+        keys = [key.hex() for key in self.keys]
+        return words(digest(canonical({"format": _FINGERPRINT_FORMAT, "keys": keys, "name": self.name})))
 
     def to_dict(self) -> dict[str, Any]:
         return {**self._body(), "signature": self.signature.hex()}

@@ -5,7 +5,6 @@ every rule that needs neither a signature nor a clock; ``verify_signed`` adds th
 """
 
 import itertools
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from keys.canonical import MAX_INTEGER, canonical, digest, fields, parse, unhex
+from keys.canonical import MAX_INTEGER, canonical, digest, fields, hidden_letter, parse, unhex
 from keys.errors import WardtreeError
 from keys.identity import NAME, SIGNATURE_BYTES, Card, verify
 
@@ -36,6 +35,8 @@ _BODY = {
     "public_key_digest": (str,),
     "tree_seed": (str,),
     "min_hidden": (int,),
+    "threshold": (int,),
+    "base": (str, type(None)),
     "allow_two_parties": (bool,),
     "weights": (dict,),
     "created": (str,),
@@ -44,7 +45,7 @@ _BODY = {
     "debug": (list,),
     "task_digest": (str,),
 }
-_SIGNED = {"manifest": (dict,), "signatures": (dict,)}
+_SIGNED = {"manifest": (dict,), "signatures": (dict,), "approvals": (dict,)}
 T = TypeVar("T")
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
@@ -84,6 +85,9 @@ class Manifest:
         public_key_digest: SHA-256 of the public key's file.
         tree_seed: 32 bytes from which every node computes the same trees.
         min_hidden: among how many others a published total hides each party, at least 2.
+        threshold: how many of this roster must sign the version after this one, beside all of its own roster.
+        base: digest of the published model that this version goes on from, as the version before names it;
+            None to begin anew.
         weights: for every member, an integer from 1.
         created, expires: as ``format_time`` writes them.
         sandbox_gaps, debug: sorted names of what is allowed to be missing, or to be on.
@@ -100,6 +104,8 @@ class Manifest:
     public_key_digest: str
     tree_seed: str
     min_hidden: int
+    threshold: int
+    base: str | None
     allow_two_parties: bool
     weights: Mapping[str, int]
     created: str
@@ -175,10 +181,32 @@ class Manifest:
         return cls.from_dict(parse(data, MAX_MANIFEST))
 
 
-def signed_bytes(manifest: Manifest, signatures: Mapping[str, bytes]) -> bytes:
-    """The file of a signed manifest: the body, and each member's signature over ``body_bytes``."""
-    texts = {name: signature.hex() for name, signature in signatures.items()}
-    return canonical({"manifest": manifest.to_dict(), "signatures": texts})
+@dataclass(frozen=True)
+class Signed:
+    """A manifest with what was put to it, not yet judged: see :func:`check_signatures` and :func:`check_succession`.
+
+    ``approvals`` are of members of the version before, under the keys that they had there.
+    """
+
+    manifest: Manifest
+    signatures: Mapping[str, bytes]
+    approvals: Mapping[str, bytes]
+
+    def to_bytes(self) -> bytes:
+        """The file of a signed manifest: the body, and the signatures over ``body_bytes``."""
+        texts = [{name: each.hex() for name, each in some.items()} for some in (self.signatures, self.approvals)]
+        return canonical({"manifest": self.manifest.to_dict(), "signatures": texts[0], "approvals": texts[1]})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Signed":
+        """Raises ManifestError, FormatError or IdentityError unless ``data`` has the form of a signed manifest."""
+        values = fields(parse(data, MAX_MANIFEST), "signed manifest", _SIGNED)
+        manifest = Manifest.from_dict(values["manifest"])
+        signatures, approvals = (
+            {name: unhex(text, SIGNATURE_BYTES, f"{what} of {name!r}") for name, text in values[field].items()}
+            for field, what in (("signatures", "signature"), ("approvals", "approval"))
+        )
+        return cls(manifest, signatures, approvals)
 
 
 def verify_signed(data: bytes, now: datetime) -> Manifest:
@@ -193,20 +221,49 @@ def verify_signed(data: bytes, now: datetime) -> Manifest:
 
 def verify_signatures(data: bytes) -> Manifest:
     """``verify_signed`` without the clock: for comparing with a version that may have expired."""
-    values = fields(parse(data, MAX_MANIFEST), "signed manifest", _SIGNED)
-    manifest = Manifest.from_dict(values["manifest"])
-    signatures: dict[str, object] = values["signatures"]
-    _refuse(signatures.keys() - set(manifest.names), "signed by a stranger")
-    _refuse(set(manifest.names) - signatures.keys(), "signature missing")
-    false = (
-        name
-        for name, key in manifest.signing_keys.items()
-        if not verify(
-            key, DOMAIN, manifest.body_bytes, unhex(signatures[name], SIGNATURE_BYTES, f"signature of {name!r}")
+    signed = Signed.from_bytes(data)
+    check_signatures(signed)
+    return signed.manifest
+
+
+def verify_next(old: Manifest, data: bytes, now: datetime, lost: Iterable[bytes] = ()) -> Manifest:
+    """As ``verify_signed``, if it also follows ``old`` by ``check_succession``."""
+    signed = Signed.from_bytes(data)
+    check_successor(old, signed.manifest)
+    check_signatures(signed)
+    check_succession(old, signed, lost)
+    check_time(signed.manifest, now)
+    return signed.manifest
+
+
+def check_signatures(signed: Signed) -> None:
+    """Raises ManifestError unless every member, and nobody else, signed."""
+    manifest = signed.manifest
+    _refuse(signed.signatures.keys() - set(manifest.names), "signed by a stranger")
+    _refuse(set(manifest.names) - signed.signatures.keys(), "signature missing")
+    _refuse(_false(manifest, manifest.signing_keys, signed.signatures), "signature false")
+
+
+def check_succession(old: Manifest, new: Signed, lost: Iterable[bytes] = ()) -> None:
+    """Raises ManifestError unless ``old.threshold`` members of ``old`` signed under the keys that they had in it.
+
+    A member of both rosters under one key signs once. Of whoever revoked a key in ``lost``, no signature of that
+    key counts, and no new card may bring it back. Raises also for approvals that are false or a stranger's.
+    """
+    taken = frozenset(lost)
+    _refuse((card.name for card in new.manifest.cards if card.signing_key in taken), "a revoked key")
+    keys = {name: key for name, key in old.signing_keys.items() if key not in taken}
+    _refuse(new.approvals.keys() - set(old.names), "approved by a stranger to the version before")
+    _refuse(_false(new.manifest, old.signing_keys, new.approvals), "approval false")
+    both = {name for name, key in keys.items() if new.manifest.signing_keys.get(name) == key}
+    consent = (new.approvals.keys() | (both & new.signatures.keys())) & keys.keys()
+    if len(consent) < old.threshold:
+        raise ManifestError(
+            f"manifest: version {new.manifest.version}: {old.threshold} of the {len(old.names)} members of version "
+            f"{old.version} must sign it under the keys that they had there, came {len(consent)}"
+            f"{' (' + ', '.join(sorted(consent)) + ')' if consent else ''}; "
+            f"missing {', '.join(sorted(set(old.names) - consent))}"
         )
-    )
-    _refuse(false, "signature false")
-    return manifest
 
 
 def check_time(manifest: Manifest, now: datetime) -> None:
@@ -242,6 +299,10 @@ def _check_values(manifest: Manifest) -> None:
         raise ManifestError("manifest: previous: expected null for version 1, a digest for any other")
     if manifest.previous is not None:
         unhex(manifest.previous, 32, "manifest: previous")
+    if manifest.base is not None:
+        unhex(manifest.base, 32, "manifest: base")
+        if manifest.version == 1:
+            raise ManifestError("manifest: base: expected null for version 1, there is no model to go on from")
     if parse_time(manifest.created) >= parse_time(manifest.expires):
         raise ManifestError(f"manifest: expected a time after {manifest.created} as expires, came {manifest.expires}")
     for what, names in (("sandbox_gaps", manifest.sandbox_gaps), ("debug", manifest.debug)):
@@ -255,7 +316,7 @@ def _check_values(manifest: Manifest) -> None:
             raise ManifestError(f"manifest: plan: {name!r}: expected an integer, text or a list of integers")
     # Whoever reviews must see what they sign: no character may hide or reorder others on a terminal.
     texts = itertools.chain([manifest.study], manifest.plan, manifest.plan.values())
-    if hidden := next((each for text in texts for each in str(text) if _is_hidden(each)), None):
+    if hidden := next(filter(None, (hidden_letter(str(text)) for text in texts)), None):
         raise ManifestError(f"manifest: expected plain text in study and plan, came the character U+{ord(hidden):04X}")
 
 
@@ -285,10 +346,18 @@ def _check_roster(manifest: Manifest) -> None:
             f"manifest: min_hidden: {len(names)} members can hide each other among {len(names) - 1} at most, "
             f"came {manifest.min_hidden}"
         )
+    if not 1 <= manifest.threshold <= len(names):
+        raise ManifestError(f"manifest: threshold: expected 1 to {len(names)} members, came {manifest.threshold}")
     _refuse(manifest.weights.keys() - set(names), "weight for a stranger")
     _refuse(set(names) - manifest.weights.keys(), "weight missing")
     wrong = (name for name in names if type(weight := manifest.weights[name]) is not int or weight < 1)
     _refuse(wrong, "weight not an integer from 1")
+
+
+def _false(manifest: Manifest, keys: Mapping[str, bytes], signatures: Mapping[str, bytes]) -> list[str]:
+    """Whose signature over the manifest is not of the key that it should be of."""
+    body = manifest.body_bytes
+    return [name for name, each in signatures.items() if name in keys and not verify(keys[name], DOMAIN, body, each)]
 
 
 def _refuse(names: Iterable[str], why: str) -> None:
@@ -299,7 +368,3 @@ def _refuse(names: Iterable[str], why: str) -> None:
 
 def _repeated(values: Iterable[T]) -> set[T]:
     return {value for value, count in Counter(values).items() if count > 1}
-
-
-def _is_hidden(letter: str) -> bool:
-    return letter not in "\n\t" and unicodedata.category(letter) in {"Cc", "Cf", "Zl", "Zp"}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from keys import ceremony
 from keys.ceremony import Step
 from keys.errors import WardtreeError
+from keys.identity import Card
+from keys.manifest import Manifest
 from keys.plan import Plan
 from keys.planner import choose
+from node.home import BASE, MODEL
 from node.study import Study, check_options
 from node.tasks.loader import task_digest
 from topology import Member, check_placeable
@@ -64,45 +67,105 @@ def weights_for(study: Study, examples: Mapping[str, int]) -> dict[str, int]:
     if silent:
         raise FederationError(
             f'aggregation.weights = "examples", but {", ".join(silent)} declared no number of examples: '
-            "`wardtree ceremony card --examples N` makes a new card"
+            "`wardtree ceremony identity card --examples N` makes a new card"
         )
     return dict(examples)
+
+
+@dataclass(frozen=True)
+class Succession:
+    """What a version says that another one comes before: see :class:`keys.manifest.Manifest` for the fields."""
+
+    previous: Manifest
+    base: str | None
 
 
 def propose(
     study_text: str,
     study: Study,
     source: str,
-    cards: Sequence[Path],
-    public_key: Path,
+    cards: Sequence[Card],
+    public_key_digest: str,
     key_holder: str,
     created: datetime,
     expires: datetime,
     out: Path,
+    sandbox_gaps: Iterable[str] = (),
+    threshold: int | None = None,
+    succession: Succession | None = None,
 ) -> Step:
     """Check the study, its task's options, the number of parties and where they can sit; write the proposal.
+
+    ``sandbox_gaps`` names the parts of the sandbox that may be missing at a node without its refusing to start.
 
     Raises:
         WardtreeError, TopologyError: the first thing that is wrong.
     """
     check_options(study, source)
-    read = [ceremony.read_card(path) for path in cards]
-    check_size(study, len(read))
-    if key_holder not in {card.name for card in read}:
-        raise FederationError(f"the key holder {key_holder!r} has no card among the {len(read)} given")
-    check_placeable([Member(card.name, card.endpoint is not None) for card in read], key_holder)
+    check_size(study, len(cards))
+    if key_holder not in {card.name for card in cards}:
+        raise FederationError(f"the key holder {key_holder!r} has no card among the {len(cards)} given")
+    check_placeable([Member(card.name, card.endpoint is not None) for card in cards], key_holder)
     return ceremony.propose(
         cards=cards,
-        public_key=public_key,
+        public_key_digest=public_key_digest,
         key_holder=key_holder,
         study=study_text,
         plan=plan_for(study).to_dict(),
         task_digest=task_digest(study.task.class_name),
-        weights=weights_for(study, {card.name: card.examples for card in read}),
+        weights=weights_for(study, {card.name: card.examples for card in cards}),
         created=created,
         expires=expires,
         out=out,
         min_hidden=study.aggregation.min_hidden,
+        threshold=threshold,
+        base=succession.base if succession else None,
         allow_two_parties=study.aggregation.allow_two_parties,
+        sandbox_gaps=sandbox_gaps,
         debug=["check-sums"] if study.debug.check_sums else [],
+        tree_seed=succession.previous.tree_seed if succession else None,
+        previous=succession.previous if succession else None,
     )
+
+
+def next_cards(previous: Manifest, new: Iterable[Card], leaving: Iterable[str]) -> list[Card]:
+    """The roster of ``previous`` without who is leaving, with new cards in place of old ones of the same name.
+
+    Raises:
+        FederationError: somebody leaves who is not there.
+    """
+    cards = {card.name: card for card in previous.cards}
+    for name in leaving:
+        if cards.pop(name, None) is None:
+            raise FederationError(f"{name!r} cannot leave: the members are {', '.join(previous.names)}")
+    return list((cards | {card.name: card for card in new}).values())
+
+
+def next_base(home: Path, previous: Manifest) -> str | None:
+    """The digest of the model that a version after ``previous`` goes on from, as ``home`` has it published."""
+    from node.continuation import published_model
+
+    model = published_model(home, previous)
+    return model.digest(bytes.fromhex(previous.digest)).hex() if model else None
+
+
+def install_base(home: Path, manifest: Manifest, model: Path | None) -> Path | None:
+    """Put the model that ``manifest`` goes on from into ``home``: of the file given, or of the home's own.
+
+    Raises:
+        FederationError: none of them is the model that all signed.
+    """
+    from node.continuation import find_base
+    from node.published import load_model, save_model
+
+    if manifest.base is None:
+        return None
+    found = find_base(manifest, [*([model] if model else []), home / MODEL, home / BASE])
+    if found is None:
+        raise FederationError(
+            f"version {manifest.version} goes on from the published model {manifest.base[:16]}, which is not "
+            f"{'in ' + str(model) if model else 'in this home'}: get the file {MODEL} of another party, and give it as "
+            "--model"
+        )
+    save_model(home / BASE, load_model(found))
+    return home / BASE

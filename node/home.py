@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from keys import ceremony
+from keys import ceremony, transcript
 from keys.errors import WardtreeError
 from keys.identity import Card
 from keys.manifest import Manifest
@@ -26,8 +26,11 @@ from topology import Member, Placement, Roster, Tree
 
 SETTINGS = "node.toml"
 MODEL = "model.npz"
-STATE = "state.npz"
+"""The model as it was published last."""
+BASE = "base.npz"
+"""The published model that this version of the manifest goes on from, where it does."""
 OPENED = "opened.bin"
+"""At the key holder: totals of a round that is not closed."""
 LEDGER = "ledger.jsonl"
 LOCK = "lock"
 LOCK_SECONDS = 3.0
@@ -89,6 +92,11 @@ class Home:
         return bytes.fromhex(self.manifest.digest)
 
     @property
+    def secret_key(self) -> Path:
+        """Where the key holder has the sealed secret key that belongs to the manifest."""
+        return self.path / ceremony.secret_key_file(self.manifest.public_key_digest)
+
+    @property
     def share(self) -> float:
         """This party's public weight over the largest one."""
         return self.manifest.weights[self.name] / max(self.manifest.weights.values())
@@ -118,8 +126,9 @@ def load_home(path: Path, now: datetime) -> Home:
         WardtreeError, TopologyError: the first thing that is wrong, as one line.
     """
     if not path.is_dir():
-        raise HomeError(f"{path}: a node's home folder was expected; `wardtree ceremony identity` makes one")
+        raise HomeError(f"{path}: a node's home folder was expected; `wardtree ceremony identity new` makes one")
     manifest = ceremony.verify(path / ceremony.MANIFEST, now)
+    _check_record(path, manifest, now)
     card = ceremony.read_card(path / ceremony.CARD)
     if card.name not in manifest.names or manifest.card(card.name) != card:
         raise HomeError(f"{path}: the card of {card.name} is not the one in the manifest; join with your own manifest")
@@ -138,8 +147,9 @@ def load_home(path: Path, now: datetime) -> Home:
             f"task {study.task.class_name}: its code here is not the code that all parties signed; "
             "install the version named in the ceremony, or start a new one"
         )
-    if card.name == manifest.key_holder and not (path / ceremony.SECRET_KEY).is_file():
-        raise HomeError(f"{path}: the key holder's {ceremony.SECRET_KEY} is missing")
+    secret_key = path / ceremony.secret_key_file(manifest.public_key_digest)
+    if card.name == manifest.key_holder and not secret_key.is_file():
+        raise HomeError(f"{secret_key}: the key holder's secret key is missing")
     settings = read_settings(path / SETTINGS)
     return Home(
         path=path,
@@ -151,6 +161,31 @@ def load_home(path: Path, now: datetime) -> Home:
         data=settings.get("data", {}),
         bind=settings.get("network", {}).get("bind") or _default_bind(card),
     )
+
+
+def _check_record(path: Path, manifest: Manifest, now: datetime) -> None:
+    """Obey the transcript that the home keeps: what was agreed, revoked or destroyed since the node joined."""
+    record = transcript.read_home(path, now)
+    if record is None:
+        return
+    history = record.history
+    newest = history.in_force
+    if newest is None or newest.digest != manifest.digest:
+        version = newest.version if newest else 0
+        raise HomeError(
+            f"{path}: version {version} of the manifest is the newest in this home's transcript, and the home follows "
+            f"version {manifest.version}; join version {version}"
+        )
+    if history.revoked:
+        raise HomeError(
+            f"{path}: version {manifest.version} of the manifest holds no longer: {', '.join(sorted(history.revoked))} "
+            "revoked the signature; the others can agree on a new version (`wardtree ceremony rotate`)"
+        )
+    if gone := history.destroyed.get(manifest.public_key_digest):
+        raise HomeError(
+            f"{path}: {gone.by} destroyed the secret key of version {manifest.version} on {gone.time}: nothing can be "
+            "opened any more; a study goes on only under a new version with a new key"
+        )
 
 
 def read_settings(path: Path) -> dict[str, Any]:

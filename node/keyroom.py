@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from keys.canaries import round_key
-from keys.ceremony import SECRET_KEY, load_identity
+from keys.canonical import digest
+from keys.ceremony import SECRET_KIND, load_identity, secret_key_file
 from keys.ckks import Opener, OpeningFailed, generate_keys
 from keys.errors import WardtreeError
 from keys.packing import Integers
 from keys.plan import Plan
-from keys.vault import KdfCost, open_file, seal_file, write_public
+from keys.vault import KdfCost, open_file, refuse_existing, seal_file, write_public
 from node.channel import Channel, ChannelClosedError
 from node.home import Home
 from node.ledger import Ledger
@@ -34,7 +35,6 @@ from node.telemetry import Stopwatch
 from node.update import open_total
 from topology import quorum_met
 
-SECRET_KIND = "ckks-secret-key"
 OWN_SECONDS = 60.0
 
 
@@ -43,7 +43,7 @@ def run_keyroom(relay: Channel, template: socket.socket, home: Home, passphrase:
     name_process(f"keyroom {home.name}")
     try:
         box_secret = load_identity(home.path, passphrase).box_secret
-        secret = open_file(home.path / SECRET_KEY, SECRET_KIND, passphrase)
+        secret = open_file(home.secret_key, SECRET_KIND, passphrase)
         Opener(home.plan, secret)  # fail now, not in the first round
     except WardtreeError as error:
         relay.send("error", text=str(error))
@@ -62,15 +62,54 @@ def run_keyroom(relay: Channel, template: socket.socket, home: Home, passphrase:
         enclave.close()
 
 
-def make_key(home: Path, passphrase: str, plan: Plan, public_key: Path, cost: KdfCost) -> None:
-    """Make the federation's key pair: the secret key sealed into the key holder's home, never elsewhere.
+def make_key(home: Path, passphrase: str, plan: Plan, public_key: Path, cost: KdfCost) -> Path:
+    """Make a key pair: the secret key sealed into the key holder's home, never elsewhere; gives its file.
+
+    It happens in a process of its own, as everything does that has the secret key, so that no copy of it stays.
 
     Raises:
         WardtreeError: a file exists already, or cannot be written.
     """
+    return Path(in_keyroom(_make_key, home, passphrase, plan, public_key, cost))
+
+
+def in_keyroom(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that has the secret key in a process of its own, which then ends; gives its (plain) result.
+
+    Raises:
+        WardtreeError: as the function did.
+    """
+    ours, theirs = Channel.pair()
+    child = spawn(signal.SIGKILL, _apart, ours, theirs, function, arguments)
+    theirs.close()
+    try:
+        answer = ours.receive()
+    except ChannelClosedError as error:
+        raise WardtreeError("the key room ended without an answer; see its message above") from error
+    finally:
+        ours.close()
+        reap(child)
+    if answer["kind"] == "refused":
+        raise WardtreeError(answer["text"])
+    return answer["value"]
+
+
+def _apart(ours: Channel, theirs: Channel, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    ours.close()
+    name_process("keyroom")
+    try:
+        theirs.send("done", value=function(*arguments))
+    except WardtreeError as error:
+        theirs.send("refused", text=str(error))
+
+
+def _make_key(home: Path, passphrase: str, plan: Plan, public_key: Path, cost: KdfCost) -> str:
+    refuse_existing(public_key)
     public, secret = generate_keys(plan)
-    seal_file(home / SECRET_KEY, SECRET_KIND, secret, passphrase, cost)
+    sealed = home / secret_key_file(digest(public).hex())
+    seal_file(sealed, SECRET_KIND, secret, passphrase, cost)
     write_public(public_key, public)
+    return str(sealed)
 
 
 def openings_file(home: Home) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from node import update
-from node.home import MODEL, OPENED, STATE, Home, Options
+from node.continuation import base_model
+from node.home import BASE, MODEL, OPENED, Home, HomeError, Options
 from node.protocol import events as ev
 from node.published import (
     OpenedTotals,
@@ -35,6 +36,8 @@ class ModelKeeper:
         self._spec: StatisticsSpec | None = None
         self._staged: list[bytes] = []
         self._opened = OpenedTotals(home.path / OPENED) if home.is_key_holder else None
+        self._base = base_model(home)
+        self.begins = self._base.round if self._base else -1
         self.shared = SharedModel(1)
         self.model = update.Model(-1, self.shared.parameters[:0])
 
@@ -57,10 +60,27 @@ class ModelKeeper:
         self.model.parameters[start : start + piece.size] = piece
 
     def prepared(self, message: dict[str, Any]) -> None:
-        """The enclave that prepared the data is done: what a round of each kind sums."""
+        """The enclave that prepared the data is done: what a round of each kind sums. The first model is that of the
+        enclave, unless this version of the manifest goes on from a published one.
+
+        Raises:
+            HomeError: the model that the manifest goes on from is not one of this task.
+        """
         if message["statistics"]:
             self._spec = StatisticsSpec(*message["statistics"])
+        if self._base:
+            self._check_base(self._base)
+            self._take(self._base)
+            self._base = None
         self._save_history()
+
+    def _check_base(self, base: update.Model) -> None:
+        sums = 0 if base.statistics is None else base.statistics.size
+        if (base.parameters.size, sums) != self.lengths:
+            raise HomeError(
+                f"{self._home.path / BASE}: the model that this version goes on from has {base.parameters.size} "
+                f"parameters and {sums} statistics; the task here has {self.lengths[0]} and {self.lengths[1]}"
+            )
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -75,7 +95,7 @@ class ModelKeeper:
         """
         totals = self._opened.read() if self._opened else []
         try:
-            saved = load_model(self._home.path / STATE)
+            saved = load_model(self._home.path / MODEL)
         except PublishedError:
             saved = self.model  # none: this is the first start
         states = [self.digest, *(published.close.state for published in chain)]
@@ -129,7 +149,7 @@ class ModelKeeper:
         self.model = replace(model, parameters=self.shared.parameters)
 
     def _save_state(self) -> None:
-        save_model(self._home.path / STATE, self.model, durable=self._home.is_key_holder)
+        save_model(self._home.path / MODEL, self.model, durable=self._home.is_key_holder)
         self._save_history()
 
     def kept(self) -> None:
@@ -160,10 +180,6 @@ class ModelKeeper:
         """The round's seed of the debug check, if the manifest allows it and the launcher asked for it."""
         allowed = "check-sums" in self._home.manifest.debug and round_ < len(self._options.check_seeds)
         return self._options.check_seeds[round_] if allowed else None
-
-    def save(self) -> None:
-        """Write the final model into the home."""
-        save_model(self._home.path / MODEL, self.model)
 
     def _check_sums(self, command: ev.Apply, staged: list[bytes]) -> None:
         seed = self.check_seed(command.round)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from keys.identity import Identity, verify
+from keys.manifest import Manifest
 from node.home import Home, HomeError
 from node.protocol import events as ev
 from node.protocol.codec import Codec, Frame, RemoteProtocolError
-from node.protocol.link import BYE, Link, Wire
+from node.protocol.link import BYE, HELLO, Link, Wire
 from node.protocol.messages import Message
 from node.transport import REFUSED, Peer, Traffic, Transport
 
@@ -40,6 +41,18 @@ class Neighbour:
     unreachable: int = 0
 
 
+def greeting(manifest: Manifest) -> bytes:
+    """What a node says of its manifest before anything else: 16 + 8 + 32 bytes."""
+    return bytes.fromhex(manifest.federation) + manifest.version.to_bytes(8, "big") + bytes.fromhex(manifest.digest)
+
+
+def understand(greeting: bytes) -> tuple[str, int, str] | None:
+    """Federation, version and digest in a greeting, None if it is none."""
+    if len(greeting) != 56:
+        return None
+    return greeting[:16].hex(), int.from_bytes(greeting[16:24], "big"), greeting[24:].hex()
+
+
 class Neighbours:
     """Everyone that this node is linked to: transport, links and codec together."""
 
@@ -54,6 +67,7 @@ class Neighbours:
         """
         self._me, self._sign, self._refused = home.name, identity.sign, refused
         self._window = home.rules.window
+        self._manifest, self._greeting = home.manifest, greeting(home.manifest)
         self.codec = Codec(home.digest, home.roster, home.manifest.signing_keys, verify)
         self._all: dict[str, Neighbour] = {}
         self._dialled: set[str] = set()
@@ -108,7 +122,7 @@ class Neighbours:
         return ev.Down(peer, left)
 
     def _new(self) -> Neighbour:
-        return Neighbour(Link(secrets.randbits(63) | 1, self._window))
+        return Neighbour(Link(secrets.randbits(63) | 1, self._window, self._greeting))
 
     # ---- out --------------------------------------------------------------------------------------------
 
@@ -139,11 +153,14 @@ class Neighbours:
         """What a message of the transport means to the round machine.
 
         Raises:
-            HomeError: another node with our identity is connected.
+            HomeError: another node with our identity is connected, or our parent follows a later manifest.
         """
         wire = Wire.parse(parts)
         if parts == [REFUSED] and peer in self._dialled:
             self._wait_for_our_predecessor(peer)
+            return
+        if wire and wire.kind == HELLO and wire.item != (self._greeting,):
+            self._refuse_another_manifest(peer, wire)
             return
         if wire is None:
             if parts != [b""]:  # the probe of a parent that heard a second node with our identity
@@ -175,6 +192,22 @@ class Neighbours:
                 yield ev.Received(peer, frame.sender, frame.recipient, frame.message, frame)
         if self._all.get(peer) is neighbour:
             yield ev.Room(peer, link.pending)
+
+    def _refuse_another_manifest(self, peer: str, wire: Wire) -> None:
+        """Say why on both sides: nothing is exchanged with a party that does not follow our very manifest."""
+        ours = self._manifest
+        theirs = understand(wire.item[0])
+        came = "something else" if theirs is None else f"version {theirs[1]} ({theirs[2][:16]})"
+        if theirs and theirs[0] != ours.federation:
+            came = "that of another federation"
+        self._refused(peer, f"version {ours.version} of the manifest ({ours.digest[:16]})", came)
+        if wire.sequence == 0:  # it asks for an answer: it gets ours, and asks for none
+            self._put(peer, [Wire(HELLO, secrets.randbits(63) | 1, wire.session, 1, 0, 0, (self._greeting,))])
+        if peer in self._dialled and theirs and theirs[0] == ours.federation and theirs[1] > ours.version:
+            raise HomeError(
+                f"{peer} follows version {theirs[1]} of the manifest, this node version {ours.version}: "
+                f"join version {theirs[1]} (`wardtree ceremony join`)"
+            )
 
     def _wait_for_our_predecessor(self, parent: str) -> None:
         """Refused as the second: it may be a dead connection of our own, so try again for a while."""

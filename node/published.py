@@ -71,14 +71,17 @@ def load_model(path: Path) -> Model:
     """The inverse of :func:`save_model`.
 
     Raises:
-        PublishedError: it is no such file.
+        PublishedError: the file cannot be read, or is no published model.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            statistics = arrays["statistics"] if arrays["statistics"].size else None
-            return Model(int(arrays["round"]), arrays["parameters"], statistics, int(arrays["parties"]))
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise PublishedError(f"{path}: expected a saved model: {error}") from error
+            statistics = arrays["statistics"].astype(np.float64) if arrays["statistics"].size else None
+            parameters = arrays["parameters"].astype(np.float32)
+            return Model(int(arrays["round"]), parameters, statistics, int(arrays["parties"]))
+    except OSError as error:
+        raise PublishedError(f"{path}: cannot be read: {error.strerror or 'no published model'}") from error
+    except (ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise PublishedError(f"{path}: expected a published model, came something else") from error
 
 
 # ---- in parts -------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ class Record:
                 self.ciphertexts[party].append({key: event[key] for key in keys})
             case {"kind": "traffic", "sent": sent, "received": received, "parent": parent}:
                 self.traffic[party] = _up_and_down(sent, received, parent)
-            case {"kind": "usage", "room": "relay", "peak_memory": peak, "descriptors": open_, "sockets": sockets}:
+            case {"kind": "usage", "when": "ended", "peak_memory": peak, "descriptors": open_, "sockets": sockets}:
                 self.usage[party] = {"peak_memory": peak, "descriptors": open_, "sockets": sockets}
             case {"kind": "dropped", "who": who, "expected": expected, "came": came}:
                 times = event.get("times", 1)

@@ -107,6 +107,7 @@ class Relay:
         for descriptor in (self.template.descriptor, keyroom):
             if descriptor is not None:
                 self.transport.watch(descriptor)
+        self.telemetry.tell("usage", when="began", **asdict(own_usage()))
         self._start_enclave("prepare")
         self.timers[BEAT] = time.monotonic() + BEAT_SECONDS
         while self.exit_code is None:
@@ -239,6 +240,7 @@ class Relay:
                 chain,
                 past.last_round,
                 past.last_forwarded,
+                self.keeper.begins,
                 resumed,
             )
         )
@@ -413,11 +415,9 @@ class Relay:
         self.telemetry.tell("wiped", round=round_, bytes=self.keeper.wipe())
 
     def _stop(self, error: str | None) -> None:
-        if error is None:
-            self.keeper.save()
         self.refused.sum_up()
         traffic = self.neighbours.traffic
         self.telemetry.tell("traffic", sent=traffic.sent, received=traffic.received, parent=self.machine.parent)
-        self.telemetry.tell("usage", room="relay", **asdict(own_usage()))
+        self.telemetry.tell("usage", when="ended", **asdict(own_usage()))
         self.telemetry.tell("stopped", error=error, state=self.keeper.digest.hex())
         self.exit_code = 0 if error is None else 1

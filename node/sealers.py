@@ -1,6 +1,6 @@
 """Processes of the enclave that encrypt: they make encryptions of zero while it trains, and seal when it has.
 
-Two thirds of what protecting an update costs is the sampling inside an encryption, which needs no data. So
+Three quarters of what protecting an update costs is the sampling inside an encryption, which needs no data. So
 processes beside the enclave do it on the other cores, before there is anything to encrypt; then they get the
 integers of one segment after another, and add them to their zeros. Each zero is used once, in the process
 that made it: used twice it would give away the difference of two updates. They are forked by the enclave,

@@ -16,15 +16,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from keys import ceremony
+from keys import ceremony, steps
+from keys.canonical import digest
 from keys.errors import WardtreeError
 from keys.identity import check_name
-from keys.plan import Plan
+from keys.transcript import TRANSCRIPT
 from keys.vault import KdfCost, write_private
 from node.channel import Channel, ChannelClosedError
 from node.federation import plan_for, propose
 from node.home import SETTINGS
-from node.process import end_all, reap, spawn
+from node.process import end_all, spawn
 from node.study import Study
 from topology import Member, Roster, TopologyError, Tree, place
 
@@ -102,8 +103,8 @@ def simulated_parties(count: int, data: Mapping[str, Any]) -> tuple[dict[str, di
 
 
 def hold_ceremony(federation: Federation, endpoints: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Identities, cards, key pair, proposal, signatures, manifest, joining: the files that people would pass
-    around, in ``out/ceremony``.
+    """Identities, cards, key pair, proposal, signatures, manifest, transcript, joining: the files that people would
+    pass around, in ``out/ceremony``.
 
     Args:
         endpoints: where each node listens; None: free ports of this machine.
@@ -111,6 +112,8 @@ def hold_ceremony(federation: Federation, endpoints: Mapping[str, str] | None = 
     Returns:
         The passphrases, which are kept nowhere.
     """
+    from node.keyroom import make_key
+
     table = federation.out / "ceremony"
     now = datetime.now(UTC)
     passphrases = {name: secrets.token_urlsafe(18) for name in federation.names}
@@ -123,41 +126,28 @@ def hold_ceremony(federation: Federation, endpoints: Mapping[str, str] | None = 
         ceremony.make_card(home, passphrases[name], endpoints[name], examples[name], card)
         write_private(home / SETTINGS, _settings(federation.data[name]))
     holder = federation.key_holder
-    make_key_apart(federation.home(holder), passphrases[holder], plan_for(federation.study), table / "public.key")
+    make_key(federation.home(holder), passphrases[holder], plan_for(federation.study), table / "public.key", KDF)
+    coordinator, record = ceremony.load_identity(federation.home(holder), passphrases[holder]), table / TRANSCRIPT
     propose(
         federation.study_text,
         federation.study,
         "study",
-        [table / f"{name}.card.json" for name in federation.names],
-        table / "public.key",
+        [ceremony.read_card(table / f"{name}.card.json") for name in federation.names],
+        digest(ceremony.read_public_key(table / "public.key")).hex(),
         holder,
         now,
         now + timedelta(days=1),
         table / "proposal.json",
     )
+    steps.note_proposal(federation.home(holder), coordinator, table / "proposal.json", record, now)
     signatures = [table / f"{name}.signature.json" for name in federation.names]
     for name, signature in zip(federation.names, signatures, strict=True):
         ceremony.sign(federation.home(name), passphrases[name], table / "proposal.json", signature)
-    ceremony.combine(table / "proposal.json", signatures, table / "manifest.json", now)
+    manifest = table / "manifest.json"
+    steps.agree(federation.home(holder), coordinator, table / "proposal.json", signatures, record, manifest, now)
     for name in federation.names:
-        ceremony.join(federation.home(name), table / "manifest.json", table / "public.key", now)
+        steps.join(federation.home(name), manifest, table / "public.key", record, now)
     return passphrases
-
-
-def make_key_apart(home: Path, passphrase: str, plan: Plan, public_key: Path) -> None:
-    """Make the key pair in a process of its own, so that no copy of the secret key stays in this one.
-
-    Raises:
-        WardtreeError: it did not work.
-    """
-
-    def make() -> None:
-        from node.keyroom import make_key
-
-        make_key(home, passphrase, plan, public_key, KDF)
-
-    if reap(spawn(signal.SIGKILL, make)):
-        raise LocalError(f"{home}: the key pair could not be made; is there space on the disk?")
 
 
 def _examples(federation: Federation) -> dict[str, int]:

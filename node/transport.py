@@ -25,7 +25,11 @@ from keys.errors import WardtreeError
 from node.connections import Connections
 
 DOMAIN = "wardtree"
-HANDSHAKE_MS, HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 5_000, 15_000
+HANDSHAKE_MS, CONNECT_MS = 5_000, 3_000
+DEAD_SECONDS = 15
+"""After so long without a sign of life the kernel closes a connection. ZeroMQ's own heartbeats are off: libzmq 4.3.5
+aborts the process (``!_io_error``) when a peer fills our queue, hangs up, and a heartbeat is due."""
+
 REDIAL_SECONDS = 1.0
 PATIENT_FAILURES = 5
 REFUSED = b"wardtree: another node with your identity is connected"
@@ -359,7 +363,10 @@ def _configure(socket: zmq.Socket[bytes], keys: tuple[bytes, bytes], max_message
     socket.curve_publickey, socket.curve_secretkey = keys
     socket.maxmsgsize = max_message
     socket.handshake_ivl = HANDSHAKE_MS
-    socket.heartbeat_ivl, socket.heartbeat_timeout = HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS
+    socket.connect_timeout = CONNECT_MS
+    socket.tcp_keepalive, socket.tcp_keepalive_cnt = 1, 2
+    socket.tcp_keepalive_idle = socket.tcp_keepalive_intvl = DEAD_SECONDS // 3
+    socket.tcp_maxrt = 1000 * DEAD_SECONDS
     # What a peer sends without credit waits in its own process, not here.
     socket.sndhwm, socket.rcvhwm = 64, 16
     socket.linger = 0

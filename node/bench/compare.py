@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from keys.errors import WardtreeError
-from node.bench.page import draw, write_page
+from node.bench.page import FLOWER, MILLION, OURS, draw, write_page
 
 ROOT = Path(__file__).parents[2]
 SIZES = (3_591, 1_000_000, 11_511_784)
 PARTIES = (4, 16)
 LARGE = 2_000_000
 """Above so many parameters a run takes minutes and varies little: one is made."""
+PAIR_REPEATS = 5
 RENAMED = {"protect_online": "protect", "protect_offline": "ahead", "add": "server", "open": "read_back"}
 """Our figures under the names that all programs share."""
 
@@ -116,6 +117,7 @@ def _measure(options: argparse.Namespace, file: Path) -> None:
     earlier: dict[str, Any] = json.loads(file.read_text()) if options.keep else {"machine": machine, "results": []}
     if earlier["machine"] != machine:
         raise CompareError(f"bench: {file} is of another machine: {earlier['machine']}; this one: {machine}")
+    report = earlier | {"results": []}
     number = 1 + max((result["run"] for result in earlier["results"]), default=0)
     results = [result for result in earlier["results"] if (result["params"], result["parties"]) not in sizes]
     for params, parties in sizes:
@@ -127,9 +129,29 @@ def _measure(options: argparse.Namespace, file: Path) -> None:
             said = result.get("failed") or f"protect {result['protect_cpu_s']:.4f} s"
             print(f"{params:>12,} parameters, {parties:>2} parties, {program.name}: {said}", flush=True)
             results.append(result)
-            results.sort(key=lambda each: (each["params"], each["parties"]))
-            file.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+            report["results"] = sorted(results, key=lambda each: (each["params"], each["parties"]))
+            file.write_text(json.dumps(report, indent=1) + "\n")
     check_same_update(results)
+    if (MILLION, 4) in sizes and options.pairs:
+        report["pairs"] = [_pair(options) for _ in range(options.pairs)]
+        file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _pair(options: argparse.Namespace) -> dict[str, float]:
+    """Protecting a million parameters, here and in SecAgg+, one right after the other: processor seconds.
+
+    Raises:
+        CompareError: one of the two did not run.
+    """
+    by_name = {program.name: program for program in programs(options.flare, options.flower)}
+    ours, flower = (run(by_name[name], MILLION, 4, PAIR_REPEATS, options.timeout) for name in (OURS, FLOWER))
+    for result in (ours, flower):
+        if "failed" in result:
+            raise CompareError(f"bench: {result['program']}: {result['failed']}")
+    stage = flower["protect_cpu_s"]
+    pair = {"ours": ours["protect_cpu_s"], "stage": stage, "client": stage + flower["other_stages_cpu_s"]}
+    print("a pair: " + ", ".join(f"{name} {seconds:.4f} s" for name, seconds in pair.items()), flush=True)
+    return pair
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,6 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--params", type=int, nargs="+", default=SIZES)
     parser.add_argument("--parties", type=int, nargs="+", default=PARTIES)
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; 1 above 2,000,000 parameters")
+    parser.add_argument(
+        "--pairs", type=int, default=9, help="times that we and SecAgg+ alternate at 1,000,000 parameters"
+    )
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one program on one size")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="the folder")
     parser.add_argument("--keep", action="store_true", help="keep the JSON file's other sizes, of earlier runs here")

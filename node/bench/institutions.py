@@ -120,13 +120,10 @@ def run_nodes(
             for key, _ in selector.select(SAMPLE_SECONDS if memory else 1.0):
                 if not _take(key.fd, key.data, open_lines, said):
                     selector.unregister(key.fileobj)
+                    _ended(key.data, processes[key.data].wait(10), said)
             if memory:
                 for name, process in processes.items():
                     _watch(process.pid, said.peaks[name])
-        failed = [name for name, process in processes.items() if process.wait(10)]
-        if failed:
-            reasons = {e["party"]: e["error"] for e in said.events if e["kind"] == "stopped" and e["error"]}
-            raise InstitutionsError(f"{failed[0]} failed: {reasons.get(failed[0], 'see its message above')}")
         return said
     finally:
         selector.close()
@@ -135,12 +132,19 @@ def run_nodes(
             process.wait()
 
 
+def _ended(name: str, code: int, said: Said) -> None:
+    """Raises InstitutionsError unless the node came to its end."""
+    reasons = [event["error"] for event in said.events if event["party"] == name and event["kind"] == "stopped"]
+    if code:
+        raise InstitutionsError(f"{name} failed: {reasons[0] if reasons else 'see its message above'}")
+
+
 def _start(home: Path, passphrase: str, before: Sequence[str]) -> subprocess.Popen[bytes]:
     read, write = os.pipe()
     os.write(write, passphrase.encode() + b"\n")
     os.close(write)
     program = [sys.executable, "-m", "node", "node", "--home", str(home), "--json", "--passphrase-fd", str(read)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     try:
         return subprocess.Popen(
             [*before, *program], pass_fds=[read], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment

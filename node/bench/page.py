@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,18 @@ INTRODUCTION = """\
 # The encryption beside its peers
 
 One update, drawn from one seed (float32, normal, sigma 0.02), protected, added up and read back by every program
-of a table in one run, one after the other, each in its own process on one core. Made by `scripts/bench_peers`{runs};
-the figures are in [crypto-peers.json](crypto-peers.json). Machine: {machine}.
+of a table in one run, one after the other, each in its own process on one core. Made by `scripts/bench_peers`; the
+figures are in [crypto-peers.json](crypto-peers.json){runs}. Machine: {machine}.
 
 ![Time and upload for one million parameters](crypto-peers.svg)
 
 **What the columns are.** *Ahead*: what needs no data and is made while the model trains. *Protect*: from the float
 update to bytes ready to send, for one client. *Add*: from the bytes of all updates to the bytes of the result.
 *Read back*: from those bytes to floats. *Bytes*: of one party's upload, per parameter. *Error*: how far the mean
-lies from the update, at most. Seconds are processor seconds, medians of {repeats}, so that waiting for other work on
-the machine does not count; but such work, and the neighbours of a virtual machine, still take caches and memory, and
-slow what they share them with. Two runs of the same code differed by a fifth in single figures and in their ratios.
-In these {core_share} of the wall time was processor time; 100% is a quiet machine. The JSON file has both.
+lies from the update, at most. Seconds are processor seconds, so that waiting for other work on the machine does not
+count; but such work, and the neighbours of a virtual machine, still take caches and memory, and slow what they share
+them with. Two runs of the same code differed by a fifth in single figures and in their ratios. In these
+{core_share} of the wall time was processor time; 100% is a quiet machine. The JSON file has both.
 """
 
 NOTES = """\
@@ -89,16 +90,15 @@ def write_page(report: Report) -> str:
     parts = [
         INTRODUCTION.format(
             machine=report["machine"],
-            runs=f" in {runs} runs on this machine, one after another" if runs > 1 else "",
-            repeats=_repeats(results),
+            runs=f", from {runs} runs on one machine" if runs > 1 else "",
             core_share=f"{min(shares):.0%} to {max(shares):.0%}",
         )
     ]
     cases = dict.fromkeys((result["params"], result["parties"]) for result in report["results"])
     for params, parties in cases:
         here = [result for result in report["results"] if (result["params"], result["parties"]) == (params, parties)]
-        parts.append(f"## {params:,} parameters, {parties} parties\n\n{_table(here)}")
-    if checks := _checks(results):
+        parts.append(f"## {params:,} parameters, {parties} parties\n\n{_repeats(here).capitalize()}.\n\n{_table(here)}")
+    if checks := _checks(results, report.get("pairs", [])):
         parts.append("## What was promised\n\n" + checks)
     flower = _find(results, FLOWER, MILLION, 4) or {}
     parts.append(
@@ -110,15 +110,10 @@ def write_page(report: Report) -> str:
 
 
 def _repeats(results: Sequence[Report]) -> str:
-    """How many timed runs stand behind each size."""
-    by_size: dict[int, set[int]] = {}
-    for result in results:
-        by_size.setdefault(result["repeats"], set()).add(result["params"])
-    words = {repeats: f"{repeats} runs after a warm-up" if repeats > 1 else "one run" for repeats in by_size}
-    if len(words) == 1:
-        return next(iter(words.values()))
-    named = {repeats: ", ".join(f"{size:,}" for size in sorted(sizes)) for repeats, sizes in by_size.items()}
-    return "; ".join(f"{words[repeats]} ({named[repeats]} parameters)" for repeats in sorted(words, reverse=True))
+    """How many timed runs stand behind a table."""
+    repeats = {result["repeats"] for result in results if "failed" not in result}
+    most = max(repeats, default=0)
+    return f"medians of {most} runs after a warm-up" if most > 1 else "one run"
 
 
 def _seconds(value: float | None) -> str:
@@ -151,7 +146,7 @@ def _path(result: Report) -> float:
     return sum(float(result.get(f"{step}_cpu_s", 0.0)) for step, _, _ in STEPS)
 
 
-def _checks(results: Sequence[Report]) -> str:
+def _checks(results: Sequence[Report], pairs: Sequence[Mapping[str, float]]) -> str:
     """Each promise, what was measured, and whether it was kept."""
     ours, seven = _find(results, OURS, MILLION, 4), _find(results, SEVEN_BIT, MILLION, 4)
     flare, flower = _find(results, FLARE, MILLION, 4), _find(results, FLOWER, MILLION, 4)
@@ -160,11 +155,9 @@ def _checks(results: Sequence[Report]) -> str:
     if ours and seven:
         rows.append(("1,000,000 parameters, 14 bits: bytes per parameter", ours["bytes_per_param"], 8.2, ""))
         rows.append(("the same with 7 bits", seven["bytes_per_param"], 5.5, ""))
-    if ours and flower:
+    if ours and flower and not pairs:
         client = flower["protect_cpu_s"] + flower["other_stages_cpu_s"]
         rows.append(("protect, against a SecAgg+ client's four stages", ours["protect_cpu_s"], client, " s"))
-        rows.append(("protect, against the one stage that needs the update", ours["protect_cpu_s"],
-                     flower["protect_cpu_s"], " s"))  # fmt: skip
     if ours and flare:
         rows.append(("protect, against 1/8 of FLARE's", ours["protect_cpu_s"], flare["protect_cpu_s"] / 8, " s"))
         rows.append(
@@ -181,9 +174,22 @@ def _checks(results: Sequence[Report]) -> str:
         if unit == " s" and limit / TIMING_NOISE < value < limit * TIMING_NOISE:
             verdict = "too close for one run: " + verdict.replace("*", "") + " in this one"
         lines.append(f"| {what} | {value:.3g}{unit} | {limit:.3g}{unit} | {verdict} |")
+    if pairs:
+        lines += [
+            _ratio("protect over a SecAgg+ client's four stages", [pair["ours"] / pair["client"] for pair in pairs]),
+            _ratio("protect over its stage that needs the update", [pair["ours"] / pair["stage"] for pair in pairs]),
+        ]
     verdict = "kept" if all(exact) else "**not kept**"
     lines.append(f"| wardtree's sums exact | {sum(exact)} of {len(exact)} | | {verdict} |")
     return "\n".join(lines) + "\n" if exact else ""
+
+
+def _ratio(what: str, ratios: Sequence[float]) -> str:
+    """A line for times measured alternately: the machine's moods strike both sides alike."""
+    middle, most = statistics.median(ratios), max(ratios)
+    verdict = "kept" if most <= 1 else "kept by the median" if middle <= 1 else "**not kept**"
+    spread = f"median of {len(ratios)} alternating runs {middle:.2f} ({min(ratios):.2f} to {most:.2f})"
+    return f"| {what}: {spread} | {middle:.2f} | 1 | {verdict} |"
 
 
 def draw(report: Report, file: Path) -> None:

@@ -142,10 +142,10 @@ def links(case: Case, timeout: float) -> Row:
     }
 
 
-def memory(params: int, parties: int, timeout: float) -> Row:
+def memory(params: int, parties: int, timeout: float, rounds: int = 2) -> Row:
     """The most that any process of each room had resident, where the node stands in the tree; bytes."""
     with _folder() as out:
-        federation = federation_of(out, parties, params, rounds=2)
+        federation = federation_of(out, parties, params, rounds=rounds)
         passphrases, tree = hold_ceremony(federation), tree_of(federation)
         said = run_nodes(federation, passphrases, timeout, memory=True)
     peaks: dict[str, int] = {}

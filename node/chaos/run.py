@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from node.chaos.mesh import Mesh
 from node.chaos.schedule import CALM_ROUNDS, CUT, ENCLAVE, LINKS, NODE, STOP, Fault
@@ -19,6 +21,9 @@ from node.gauge import descendants
 from node.launcher import Launcher, was_ended_from_outside
 from node.record import Record
 from node.simulation import Federation
+
+EVENTS = "events.jsonl"
+"""In the run's folder: what every node told, and what was done to it."""
 
 START_SECONDS, ROUND_SECONDS = 120.0, 15.0
 """What everything before the first round, and each round with its faults, may take: after that there is no hope."""
@@ -72,6 +77,7 @@ class Chaos:
         self._due: list[Due] = []
         self._away: dict[str, Due] = {}  # nodes that are down or stopped, and what brings them back
         self._round = 0
+        self._log = (federation.out / EVENTS).open("w", encoding="utf-8")
         self.happened = Happened(Record(federation.names))
 
     def run(self) -> Happened:
@@ -84,6 +90,7 @@ class Chaos:
             self._hear()
             self._act()
             self._watch(self.happened.record)
+        self._log.close()
         self.happened.seconds = time.monotonic() - began
         return self.happened
 
@@ -92,12 +99,16 @@ class Chaos:
     def _hear(self) -> None:
         patience = min([0.2, *(due.when - time.monotonic() for due in self._due)])
         for event in self._launcher.listen(max(0.0, patience)):
+            self._note(event)
             if event["kind"] == "ended":
                 self._ended(event["party"], event["code"])
                 continue
             self.happened.record.take(event)
             if event["kind"] == "round" and event["what"] == "opened" and event["party"] == self._federation.key_holder:
                 self._opened(event["round"])
+
+    def _note(self, event: Mapping[str, Any]) -> None:
+        print(json.dumps(event), file=self._log, flush=True)
 
     def _ended(self, name: str, code: int) -> None:
         if not was_ended_from_outside(code):
@@ -153,6 +164,7 @@ class Chaos:
         what = {STOP: "stopped", NODE: "killed", CUT: "cut off"}.get(fault.kind, f"{fault.kind} hit")
         until = "for good" if fault.seconds == math.inf else f"for {fault.seconds:g} s"
         self._tell(f"round {self._round}: {whom}: {what} {until}")
+        self._note({"kind": "fault", "what": fault.kind, "party": whom, "time": time.time(), "seconds": fault.seconds})
 
     def _healthy(self, victim: str) -> str | None:
         """The victim, or the next after it to whom nothing is done just now."""

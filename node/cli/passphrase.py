@@ -12,7 +12,7 @@ import typer
 
 from keys.errors import WardtreeError
 
-CREDENTIAL = "wardtree-passphrase"
+CREDENTIAL, NEW_CREDENTIAL = "wardtree-passphrase", "wardtree-new-passphrase"
 MAX_BYTES = 1024
 
 Descriptor = Annotated[
@@ -25,12 +25,17 @@ Descriptor = Annotated[
 ]
 
 
+NewDescriptor = Annotated[
+    int | None, typer.Option("--new-passphrase-fd", metavar="N", help="The same for the new passphrase.")
+]
+
+
 class PassphraseError(WardtreeError):
     """No passphrase can be had."""
 
 
-def read_passphrase(descriptor: int | None, who: str, *, new: bool = False) -> str:
-    """The passphrase, without the line's end.
+def read_passphrase(descriptor: int | None, who: str, *, new: bool = False, credential: str = CREDENTIAL) -> str:
+    """The passphrase, without the line's end. ``new`` asks for it twice.
 
     Raises:
         PassphraseError: there is no terminal to ask at, or what came is empty or too long.
@@ -42,14 +47,14 @@ def read_passphrase(descriptor: int | None, who: str, *, new: bool = False) -> s
                 raw = file.readline(MAX_BYTES + 1)
         except OSError as error:
             raise PassphraseError(f"--passphrase-fd {descriptor}: cannot be read: {error.strerror}") from error
-    elif credentials and (Path(credentials) / CREDENTIAL).is_file():
-        raw = (Path(credentials) / CREDENTIAL).read_bytes()[: MAX_BYTES + 1]
+    elif credentials and (Path(credentials) / credential).is_file():
+        raw = (Path(credentials) / credential).read_bytes()[: MAX_BYTES + 1]
     elif sys.stdin.isatty():
         return str(typer.prompt(f"Passphrase of {who}", hide_input=True, confirmation_prompt=new))
     else:
         raise PassphraseError(
             f"the passphrase of {who} is needed: run at a terminal, give --passphrase-fd, "
-            f"or the systemd credential {CREDENTIAL}"
+            f"or the systemd credential {credential}"
         )
     text = raw.decode("utf-8", "surrogateescape").rstrip("\r\n")
     if not text or len(raw) > MAX_BYTES:

@@ -73,14 +73,13 @@ class Attendance:
     def _has_way(self, name: str, place: Place, reached: set[str], neighbours: Collection[str]) -> bool:
         return name in neighbours if place.parent == self.key_holder else place.parent in reached
 
-    def closed(self, live: Collection[str], contributors: Collection[str], base: bytes, state: bytes) -> None:
-        """A round on ``base`` was closed: who was in it holds its state now, and so does who came meanwhile with the
-        state ``base``, as its totals go to everybody."""
-        for name, place in list(self.places.items()):
-            if name in live:
+    def closed(self, base: bytes, live: Collection[str], contributors: Collection[str], state: bytes) -> None:
+        """A round on ``base`` was closed: who was in it, or held that, follows it to ``state``."""
+        for name, place in self.places.items():
+            if name in live or place.base == base:
                 place.base = state
-                place.missed = 0 if name in contributors else place.missed + 1
-                if place.missed == MOST_MISSED:
-                    self._forget(name)
-            elif place.base == base:
-                place.base = state
+        for name in set(live) & self.places.keys():
+            place = self.places[name]
+            place.missed = 0 if name in contributors else place.missed + 1
+            if place.missed == MOST_MISSED:
+                self._forget(name)

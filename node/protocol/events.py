@@ -36,7 +36,8 @@ class Ready:
 
     ``state`` is our state's digest, ``size`` its bytes; ``parameters`` and ``statistics`` are the lengths of
     the two kinds of round. ``chain`` has the closed rounds behind the state; ``last_round`` is the last round
-    that we trained in or opened, ``forwarded`` the last that left us as the apex.
+    that we trained in or opened, ``forwarded`` the last that left us as the apex; ``begins`` the round that the
+    first state under this manifest is of (-1: it is new, and has no statistics).
     """
 
     state: bytes
@@ -46,6 +47,7 @@ class Ready:
     chain: tuple[Published, ...] = ()
     last_round: int = -1
     forwarded: int = -1
+    begins: int = -1
     resumed: Resumed | None = None
 
 

@@ -41,7 +41,7 @@ class KeyHolder(Feeder):
         super().__init__(me, placement, rules)
         self.begin_feeding()
         self.round: Round | None = None
-        self.number = -1
+        self.number = self.begins = -1
         self.present = Attendance(me, frozenset(placement.order))
         self.failures = 0
         self.began = False
@@ -60,7 +60,8 @@ class KeyHolder(Feeder):
     def on_ready(self, event: ev.Ready) -> None:
         self.ready(event)
         self.chain.extend(event.chain)
-        self.number = max(event.last_round, *(published.close.round for published in event.chain), -1)
+        self.begins = event.begins
+        self.number = max(event.last_round, event.begins, *(published.close.round for published in event.chain))
         self.state = State.IDLE
         self.resumed = event.resumed
         if event.resumed:
@@ -80,7 +81,7 @@ class KeyHolder(Feeder):
 
     def _wait(self) -> None:
         """Until enough are there for the next round."""
-        is_resumed = self.number >= 0 and not self.began
+        is_resumed = self.number > self.begins and not self.began
         self.do(ev.SetTimer("join", self.rules.join_seconds))
         if self.began or is_resumed:
             self.do(ev.SetTimer("settle", self.rules.settle_seconds))
@@ -115,7 +116,7 @@ class KeyHolder(Feeder):
             else:
                 self.do(ev.Report("holds another model", self.number, frozenset({name})))
         elif self.state is State.IDLE:
-            if self.began or self.number >= 0:
+            if self.began or self.number > self.begins:
                 self.do(ev.SetTimer("settle", self.rules.settle_seconds))
             self._begin_if_all_are_there()
 
@@ -167,7 +168,7 @@ class KeyHolder(Feeder):
             self._finish()
             return True
         self.began = True
-        needs_statistics = self.lengths[STATISTICS] and not self.chain
+        needs_statistics = self.lengths[STATISTICS] and not self.chain and self.begins < 0
         self.number = max(self.number + 1, 0 if needs_statistics else 1)
         purpose = STATISTICS if needs_statistics else TRAIN
         milliseconds = round(self.rules.gather_seconds * 1000)
@@ -319,7 +320,7 @@ class KeyHolder(Feeder):
         else:
             self.append(published.close, is_last=True)
         live = self.round.opening.contributors if self.round else frozenset[str]()
-        self.present.closed(live, contributors, base, event.state)
+        self.present.closed(base, live, contributors, event.state)
         self.round, self.base, self.size, self.state = None, event.state, event.size, State.IDLE
         self.failures = 0
         self.closed(published)

@@ -15,17 +15,19 @@ from dataclasses import dataclass
 
 HELLO, DATA, CREDIT, BYE = 1, 2, 3, 4
 _HEADER = struct.Struct(">BQQIII")
+_ITEMS = {HELLO: 1, DATA: 2, CREDIT: 0, BYE: 0}
 
 Item = tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
 class Wire:
-    """What goes over the socket: a fixed header of 29 bytes, and an item when it is DATA.
+    """What goes over the socket: a fixed header of 29 bytes, and an item when it is DATA or HELLO.
 
     ``session`` is drawn at the start of a link, ``peer`` is the other side's (0: not known yet);
     ``sequence`` counts DATA from 1, and in a HELLO 0 asks for an answer; ``received`` is the last
-    sequence number that arrived from ``peer``, ``limit`` the last one it may send.
+    sequence number that arrived from ``peer``, ``limit`` the last one it may send. A HELLO has one item of one
+    part, a greeting that means nothing here: whoever owns the links compares it before it hands the wire on.
     """
 
     kind: int
@@ -47,16 +49,16 @@ class Wire:
             return None
         kind, session, peer, sequence, received, limit = _HEADER.unpack(parts[0])
         wire = cls(kind, session, peer, sequence, received, limit, tuple(parts[1:]))
-        items = 2 if wire.kind == DATA else 0
-        return wire if wire.kind in (HELLO, DATA, CREDIT, BYE) and len(wire.item) == items else None
+        return wire if _ITEMS.get(kind) == len(wire.item) else None
 
 
 class Link:
     """Our side of the link to one neighbour."""
 
-    def __init__(self, session: int, window: int) -> None:
+    def __init__(self, session: int, window: int, greeting: bytes = b"") -> None:
         self.session = session
         self.window = window
+        self.greeting = greeting
         self.peer_session: int | None = None
         self.established = 0
         """How often both sides came to know each other: each time the link is new, and empty."""
@@ -168,4 +170,5 @@ class Link:
 
     def _wire(self, kind: int, sequence: int = 0, item: Item = ()) -> Wire:
         limit = self._consumed + self.window
+        item = (self.greeting,) if kind == HELLO else item
         return Wire(kind, self.session, self.peer_session or 0, sequence, self._received, limit, item)

@@ -98,7 +98,7 @@ def test_options_that_do_not_fit(tmp_path: Path, options: tuple[object, ...], me
 
 
 def test_help_everywhere_has_examples() -> None:
-    for command in (["local"], ["node"], ["study", "new"], ["study", "check"], ["ceremony", "identity"]):
+    for command in (["local"], ["node"], ["study", "new"], ["study", "check"], ["ceremony", "identity", "new"]):
         result = wardtree(*command, "--help")
         assert result.returncode == 0
         assert "Example" in result.stdout

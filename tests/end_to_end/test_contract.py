@@ -51,10 +51,10 @@ def test_each_party_at_the_end_has_its_own_data_and_the_final_model(run: tuple[F
     assert all(np.array_equal(model.parameters, models[0].parameters) for model in models)
     for name in federation.names:
         kept = {path.name for path in federation.home(name).iterdir()}
-        secret = {"secret-key.sealed"} | {path for path in kept if path.startswith("openings-")}
+        secret = {path for path in kept if path.startswith(("secret-key-", "openings-"))}
         assert kept - secret == {
             "identity.sealed", "card.json", "manifest.json", "public.key", "node.toml", "ledger.jsonl", "lock",
-            "state.npz", "model.npz",
+            "transcript.jsonl", "model.npz",
         }  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_each_party_each_round_receives_sums_of_its_own_subtree_and_the_global_u
 
 def test_the_key_holder_alone_has_the_secret_key(run: tuple[Federation, Outcome]) -> None:
     federation, _ = run
-    with_secret = [name for name in federation.names if (federation.home(name) / ceremony.SECRET_KEY).exists()]
+    with_secret = [name for name in federation.names if list(federation.home(name).glob(ceremony.SECRET_KEYS))]
     assert with_secret == [federation.key_holder]
     for path in federation.out.rglob("*.key"):
         with pytest.raises(KeyFileError):

@@ -22,7 +22,7 @@ GOLDEN_CARD = (
     b'8ac5aa32d3d56a10aa66365801","signing_key":"8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121'
     b'bf3748801b40f6f5c"}'
 )
-GOLDEN_FINGERPRINT = "d4d4 8880 1fcb 9120 2a13"
+GOLDEN_FINGERPRINT = "hire walnut car immune polar notice artwork"
 
 names = st.from_regex(r"[a-z0-9][a-z0-9-]{0,39}", fullmatch=True)
 keys = st.binary(min_size=32, max_size=32)
@@ -30,7 +30,7 @@ keys = st.binary(min_size=32, max_size=32)
 
 def test_the_bytes_of_a_card_are_pinned() -> None:
     assert CARD.to_json() == GOLDEN_CARD
-    assert CARD.fingerprint == GOLDEN_FINGERPRINT
+    assert " ".join(CARD.fingerprint) == GOLDEN_FINGERPRINT
 
 
 @settings(deadline=None)
@@ -211,11 +211,8 @@ def test_an_identity_that_is_not_one_is_refused_without_showing_it() -> None:
         Identity.from_bytes(canonical({**values, "format": "x"}))
 
 
-def test_the_fingerprint_covers_everything_but_the_signature() -> None:
-    cards = [
-        CARD,
-        FIXED.card(None, 303),
-        FIXED.card("10.0.0.1:5000", 0),
-        Identity.create("cleveland").card(None, 303),
-    ]
-    assert len({card.fingerprint for card in cards}) == 4
+def test_the_fingerprint_is_of_name_and_keys_which_vouch_for_the_rest() -> None:
+    assert {FIXED.card(None, 303).fingerprint, FIXED.card("10.0.0.1:5000", 0).fingerprint} == {CARD.fingerprint}
+    others = [Identity.create("cleveland"), replace(FIXED, name="hungary")]
+    others += [replace(FIXED, **{key: bytes([9] * 32)}) for key in ("signing_seed", "curve_secret", "box_secret")]
+    assert len({each.card(None, 303).fingerprint for each in others} | {CARD.fingerprint}) == 6

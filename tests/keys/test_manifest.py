@@ -15,10 +15,10 @@ from keys.identity import Card, Identity
 from keys.manifest import (
     Manifest,
     ManifestError,
+    Signed,
     check_successor,
     format_time,
     parse_time,
-    signed_bytes,
     verify_signed,
 )
 
@@ -45,6 +45,8 @@ MANIFEST = Manifest(
     public_key_digest="aa" * 32,
     tree_seed="bb" * 32,
     min_hidden=2,
+    threshold=3,
+    base=None,
     allow_two_parties=False,
     weights=dict.fromkeys(NAMES, 256),
     created="2026-11-21T10:00:00Z",
@@ -53,8 +55,8 @@ MANIFEST = Manifest(
     debug=("check-sums",),
     task_digest="cc" * 32,
 )
-GOLDEN_DIGEST = "2328a868148386320c1a22ce2ee25ad86ca4b254cd21ac0de4d68819ab27b4a0"
-GOLDEN_HEAD = b'{"allow_two_parties":false,"cards":[{"box_key":"'
+GOLDEN_DIGEST = "db4b03f31042a54edae00d234221b44258b7285c73dd4693f0845204b05784b7"
+GOLDEN_HEAD = b'{"allow_two_parties":false,"base":null,"cards":[{"box_key":"'
 GOLDEN_TAIL = (
     '"created":"2026-11-21T10:00:00Z","debug":["check-sums"],"expires":"2026-12-21T10:00:00Z"'
     ',"federation":"0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f","format":"wardtree-manifest/1","key_hol'
@@ -62,7 +64,7 @@ GOLDEN_TAIL = (
     '"security":"tc128"},"previous":null,"public_key_digest":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'
     'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","sandbox_gaps":["landlock-tcp"],"study":"[study]\\nnam'
     'e = \\"heart – vårdträd\\"\\n","task_digest":"ccccccccccccccccccccccccccccccccccccccccccccc'
-    'ccccccccccccccccccc","tree_seed":"bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb'
+    'ccccccccccccccccccc","threshold":3,"tree_seed":"bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb'
     'bbbbbbbbbb","version":1,"weights":{"cleveland":256,"hungary":256,"switzerland":256,"va-l'
     'ong-beach":256}}'
 )
@@ -73,7 +75,7 @@ Document = dict[str, Any]
 def document(body: Document, parties: Mapping[str, Identity] = PARTIES) -> Document:
     """The signed manifest of any body, good or bad, with true signatures over just that body."""
     signatures = {name: party.sign("manifest", canonical(body)).hex() for name, party in parties.items()}
-    return {"manifest": dict(body), "signatures": signatures}
+    return {"manifest": dict(body), "signatures": signatures, "approvals": {}}
 
 
 def signed(change: Document, parties: Mapping[str, Identity] = PARTIES) -> Document:
@@ -120,7 +122,7 @@ SUCCESSOR = {"version": 2, "previous": MANIFEST.digest}
 TABLE: dict[str, tuple[Document, datetime, str | None]] = {
     "all signed": (signed({}), NOW, None),
     "three members": (roster(C, H, S), NOW, None),
-    "two members, allowed": (roster(C, H, allow_two_parties=True), NOW, None),
+    "two members, allowed": (roster(C, H, allow_two_parties=True, threshold=2), NOW, None),
     "second version": (signed(SUCCESSOR), NOW, None),
     "one dials out only": (roster(C, H, PARTIES["switzerland"].card(None, 0)), NOW, None),
     "last second": (signed({}), EXPIRES - timedelta(seconds=1), None),
@@ -153,7 +155,7 @@ TABLE: dict[str, tuple[Document, datetime, str | None]] = {
         NOW,
         "signed by a stranger: denmark",
     ),
-    "a stranger's with a strange name": (signatures(**{"a\x1b[2J": "00"}), NOW, "stranger: 'a\\x1b[2J'"),
+    "a stranger's with a strange name": (signatures(**{"a\x1b[2J": "00" * 64}), NOW, "stranger: 'a\\x1b[2J'"),
     "changed after signing": (
         signed({}) | {"manifest": MANIFEST.to_dict() | {"min_hidden": 3}},
         NOW,
@@ -215,7 +217,7 @@ TABLE: dict[str, tuple[Document, datetime, str | None]] = {
     # fields
     "unknown field": (signed({"colour": "red"}), NOW, "unknown field 'colour'"),
     "unknown field outside": (signed({}) | {"note": ""}, NOW, "signed manifest: unknown field 'note'"),
-    "unsigned": ({"manifest": MANIFEST.to_dict()}, NOW, "signed manifest: missing field 'signatures'"),
+    "unsigned": ({"manifest": MANIFEST.to_dict(), "approvals": {}}, NOW, "signed manifest: missing field 'signatures'"),
     "another format": (signed({"format": "wardtree-manifest/2"}), NOW, "came 'wardtree-manifest/2'"),
     "a number as text": (signed({"version": "1"}), NOW, "version: expected an integer, came text"),
     "a truth as number": (signed({"min_hidden": True}), NOW, "min_hidden: expected an integer, came true"),
@@ -224,6 +226,10 @@ TABLE: dict[str, tuple[Document, datetime, str | None]] = {
     "second version without": (signed({"version": 2}), NOW, "previous: expected null for version 1"),
     "half a digest": (signed({"public_key_digest": "aa"}), NOW, "public_key_digest: expected 64 lower-case"),
     "hides among one": (signed({"min_hidden": 1}), NOW, "min_hidden: expected 2 or more, came 1"),
+    "threshold 0": (signed({"threshold": 0}), NOW, "threshold: expected 1 to 4 members, came 0"),
+    "threshold above all": (signed({"threshold": 5}), NOW, "threshold: expected 1 to 4 members, came 5"),
+    "first version that goes on": (signed({"base": "aa" * 32}), NOW, "base: expected null for version 1"),
+    "half a base": (signed(SUCCESSOR | {"base": "aa"}), NOW, "base: expected 64 lower-case"),
     "hides among all": (signed({"min_hidden": 4}), NOW, "4 members can hide each other among 3 at most, came 4"),
     "weight missing": (signed({"weights": dict.fromkeys(NAMES[1:], 1)}), NOW, "weight missing: cleveland"),
     "weight of a stranger": (
@@ -283,7 +289,7 @@ def test_the_bytes_of_a_manifest_are_pinned() -> None:
 
 def test_a_signed_manifest_comes_back_and_reads_as_it_should() -> None:
     given_signatures = {name: party.sign("manifest", MANIFEST.body_bytes) for name, party in PARTIES.items()}
-    data = signed_bytes(MANIFEST, given_signatures)
+    data = Signed(MANIFEST, given_signatures, {}).to_bytes()
     manifest = verify_signed(data, NOW)
     assert manifest == MANIFEST == Manifest.from_bytes(MANIFEST.body_bytes)
     assert (manifest.names, manifest.digest) == (NAMES, MANIFEST.digest)

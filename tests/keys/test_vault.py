@@ -257,3 +257,64 @@ def test_what_cannot_be_written_or_read_is_one_line_and_leaves_nothing(tmp_path:
     with pytest.raises(VaultError, match="at most 4 bytes"):
         vault.read_bounded(tmp_path / "file", 4)
     assert sorted(os.listdir(tmp_path)) == ["fifo", "file", "folder"]
+
+
+# ---- custody, replacement, erasure ----------------------------------------------------------------------
+
+
+KEY = bytes(range(32))
+SHARED = vault.seal_for_shares("identity", SECRET, KEY, "0123456789abcdef", 2)
+
+
+def test_a_file_whose_key_is_in_shares_opens_with_that_key_alone() -> None:
+    assert vault.unseal_with_shares(SHARED, "identity", KEY) == SECRET
+    lock = vault.read_lock(SHARED)
+    assert (lock.kind, lock.cost, lock.share_set, lock.needed) == ("identity", None, "0123456789abcdef", 2)
+    assert vault.read_lock(SEALED).cost == LEAST
+    for data, act, why in (
+        (SHARED, lambda data: vault.unseal(data, "identity", "correct horse"), "2 share holders keep the key"),
+        (SHARED, lambda data: vault.unseal_with_shares(data, "identity", bytes(32)), "wrong key from the shares"),
+        (SHARED, lambda data: vault.unseal_with_shares(data, "other", KEY), "expected a sealed 'other'"),
+        (SEALED, lambda data: vault.unseal_with_shares(data, "identity", KEY), "is under a passphrase"),
+    ):
+        with pytest.raises(VaultError, match=why):
+            act(data)
+    for place in range(len(SHARED)):
+        changed = bytearray(SHARED)
+        changed[place] ^= 1 << place % 8
+        with pytest.raises(WardtreeError):
+            vault.unseal_with_shares(bytes(changed), "identity", KEY)
+
+
+def test_replacing_a_sealed_file_overwrites_the_old_one(tmp_path: Path) -> None:
+    path, other_name = tmp_path / "sealed", tmp_path / "link"
+    path.write_bytes(SEALED)
+    path.chmod(0o600)
+    other_name.hardlink_to(path)
+    vault.replace_file(path, SHARED)
+    assert path.read_bytes() == SHARED
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    left = other_name.read_bytes()
+    assert len(left) == len(SEALED)
+    assert not any(SEALED[at : at + 8] in left for at in range(len(SEALED) - 8))
+
+
+def test_erasing_a_file_overwrites_and_removes_it(tmp_path: Path) -> None:
+    path, other_name = tmp_path / "sealed", tmp_path / "link"
+    data = SEALED + bytes(3 << 20)
+    path.write_bytes(data)
+    other_name.hardlink_to(path)
+    vault.erase_file(path)
+    assert not path.exists()
+    left = other_name.read_bytes()
+    assert len(left) == len(data)
+    assert bytes(64) not in left, "to its very end"
+    with pytest.raises(VaultError, match="cannot be erased: No such file"):
+        vault.erase_file(path)
+    with pytest.raises(VaultError, match="cannot be replaced: No such file"):
+        vault.replace_file(path, SEALED)
+    link = tmp_path / "symbolic"
+    link.symlink_to(other_name)
+    with pytest.raises(VaultError, match="cannot be erased"):
+        vault.erase_file(link)
+    assert other_name.read_bytes() == left, "a link leads nowhere"

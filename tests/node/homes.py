@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from keys import ceremony
+from keys.canonical import digest
 from keys.plan import Plan
 from keys.vault import FAST
 from node.home import Home, load_home
@@ -55,8 +56,8 @@ def make_federation(
         ceremony.make_card(federation.path(name), PASSPHRASE, endpoint, 0, table / f"{name}.card")
     make_key(federation.path(KEY_HOLDER), PASSPHRASE, plan, table / "public.key", FAST)
     manifest: dict[str, Any] = {
-        "cards": [table / f"{name}.card" for name in names],
-        "public_key": table / "public.key",
+        "cards": [ceremony.read_card(table / f"{name}.card") for name in names],
+        "public_key_digest": digest((table / "public.key").read_bytes()).hex(),
         "key_holder": KEY_HOLDER,
         "study": STUDY,
         "plan": plan.to_dict(),
@@ -70,7 +71,7 @@ def make_federation(
     for name in names:
         ceremony.sign(federation.path(name), PASSPHRASE, table / "proposal", table / f"{name}.signature")
     signatures = [table / f"{name}.signature" for name in names]
-    ceremony.combine(table / "proposal", signatures, table / "manifest", NOW)
+    ceremony.combine(ceremony.collect(table / "proposal", signatures), table / "manifest", NOW)
     for name in names:
         ceremony.join(federation.path(name), table / "manifest", table / "public.key", NOW)
     return federation

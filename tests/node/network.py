@@ -115,7 +115,7 @@ class Network:
         self.reports: list[tuple[str, ev.Report]] = []
         self.published: list[Total] = []
         self.ciphertexts_at_key_holder: dict[int, set[frozenset[str]]] = {}
-        self.slow, self.doubled, self.key_holder_seconds = 0.0, 0.0, 2.0
+        self.slow, self.doubled, self.key_holder_seconds, self.train_seconds = 0.0, 0.0, 2.0, 2.0
         self.moments: dict[tuple[str, int], Callable[[str], None]] = {}
         for name in names:
             self.start(name)
@@ -141,6 +141,7 @@ class Network:
                 disk.chain,
                 last["training"],
                 last["forwarded"],
+                -1,
                 self._resumed(disk),
             ),
         )
@@ -361,7 +362,7 @@ class Network:
                     self._soon(node, ev.Contributed(round_), 0.01, self.key_holder_seconds)
             case ev.PullSegment(round_, segment):
                 if node.training:
-                    slow = 2.0 if segment == 0 else 0.02
+                    slow = self.train_seconds if segment == 0 else 0.02
                     own = f"{node.name}:{round_}".encode()
                     self._soon(node, ev.Sealed(round_, segment, own), 0.001, slow)
             case ev.Merge(round_, attempt, segment, parts):

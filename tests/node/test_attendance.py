@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from node.protocol.attendance import MOST_MISSED, Attendance
-from tests.node.network import Network
 
 NOW, BEFORE, STRANGE = b"now", b"before", b"strange"
 KNOWN = {NOW, BEFORE}
@@ -54,11 +53,19 @@ def test_an_old_state_is_believed_of_who_was_in_the_last_round_and_of_all_after_
     assert "bo" not in live(present, resumed=True)
 
 
+def test_who_came_back_during_a_round_follows_it_to_its_close(present: Attendance) -> None:
+    present.expected -= {"bo", "cy"}
+    present.joined("bo", "ada", BEFORE)
+    present.joined("cy", "ada", b"long before")
+    present.closed(BEFORE, {"key", "ada", "dee"}, {"key", "ada", "dee"}, NOW)
+    assert live(present) == {"ada", "bo", "dee"}
+
+
 def test_who_gives_nothing_twice_must_say_again_that_it_is_there(present: Attendance) -> None:
     everyone = {"key", "ada", "bo", "cy", "dee"}
     for _ in range(MOST_MISSED):
         assert "cy" in live(present)
-        present.closed(everyone, everyone - {"cy"}, BEFORE, NOW)
+        present.closed(NOW, everyone, everyone - {"cy"}, NOW)
     assert live(present) == {"ada", "bo", "dee"}
     present.joined("cy", "ada", NOW)
     assert "cy" in live(present)
@@ -67,27 +74,5 @@ def test_who_gives_nothing_twice_must_say_again_that_it_is_there(present: Attend
 def test_one_contribution_forgives_what_was_missed(present: Attendance) -> None:
     everyone = {"key", "ada", "bo", "cy", "dee"}
     for contributors in (everyone - {"cy"}, everyone, everyone - {"cy"}):
-        present.closed(everyone, contributors, BEFORE, NOW)
+        present.closed(NOW, everyone, contributors, NOW)
     assert "cy" in live(present)
-
-
-def test_who_comes_in_the_middle_of_a_round_is_in_the_next_one(present: Attendance) -> None:
-    """However soon that begins: it gets the round's totals like everybody, and holds the new state with them."""
-    present.gone("cy", "ada")
-    present.joined("cy", "ada", BEFORE)  # the state of the round in hand
-    present.joined("dee", "bo", STRANGE)
-    present.closed({"key", "ada", "bo"}, {"key", "ada", "bo"}, BEFORE, NOW)
-    assert live(present) == {"ada", "bo", "cy"}
-
-
-def test_a_node_that_was_restarted_contributes_again() -> None:
-    """In the in-memory network, in rounds that follow each other at once."""
-    network = Network(7, seed=3, rounds=12)
-    leaf = network.placement.order[-1]
-    network.plan(8.0, lambda: network.kill(leaf))
-    network.plan(14.0, lambda: network.start(leaf))
-    assert network.run()
-    without = [opening.round for opening in network.openings if leaf not in opening.listed]
-    assert without
-    assert leaf in network.openings[-1].listed
-    assert len(set(without)) <= 5

@@ -100,4 +100,20 @@ def test_the_page_does_not_call_what_one_run_cannot_tell(ours: float, verdict: s
     failed = {"program": FLARE, "params": MILLION, "parties": 4, "failed": "out of memory?", "run": 2}
     page = write_page({"machine": "a machine", "results": [*results, failed]})
     assert "not measured: out of memory?" in page
-    assert "in 2 runs on this machine" in page
+    assert "from 2 runs on one machine" in page
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [((0.5, 0.7, 0.9), "0.70 (0.50 to 0.90) | 0.70 | 1 | kept |"), ((0.5, 0.7, 1.1), "kept by the median"),
+     ((0.5, 1.1, 1.2), "**not kept**")],
+)  # fmt: skip
+def test_times_measured_alternately_are_compared_pair_by_pair(ours: tuple[float, ...], verdict: str) -> None:
+    figures = {f"{step}_cpu_s": 0.1 for step in ("protect", "server", "read_back", "other_stages")}
+    case = {"params": MILLION, "parties": 4, "repeats": 5, "core_share": 1.0, "run": 1, "exact": True}
+    sizes = {"bytes_per_param": 8.0, "largest_error": 1e-5, "upload_bytes": 8_000_000}
+    results = [{"program": program} | case | figures | sizes for program in (OURS, FLOWER)]
+    pairs = [{"ours": seconds, "stage": 0.8, "client": 1.0} for seconds in ours]
+    page = write_page({"machine": "a machine", "results": results, "pairs": pairs})
+    (line,) = [line for line in page.splitlines() if "SecAgg+ client's four stages" in line]
+    assert verdict in line

@@ -133,27 +133,8 @@ def test_an_oversized_message_is_said_to_be_one(parent: Parent) -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "HEARTBEAT_MS", 300)
-    monkeypatch.setattr(transport, "HEARTBEAT_TIMEOUT_MS", 600)
-
-
-@pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "HANDSHAKE_MS", 1000)
-
-
-def test_a_changed_byte_on_its_way_ends_the_connection(impatient: None, parent: Parent) -> None:
-    """libzmq reads no more, and ends it with the next heartbeat."""
-    attacker = parent.heard("bo", b"hello")
-    wire = bytearray(attacker.part(b"something"))
-    wire[-1] ^= 1
-    attacker.socket.sendall(wire)
-    attacker.send(b"and this is in order")
-    assert attacker.is_closed()
-    parent.until(lambda: parent.log)
-    assert parent.log == [("bo", *OVERSIZED)]
-    assert len(parent.came) == 1
 
 
 def test_a_flood_of_whole_messages_leaves_others_their_turn(parent: Parent) -> None:
@@ -279,7 +260,7 @@ def test_half_open_connections_are_limited_and_leave_room(parent: Parent) -> Non
         assert set(parent.log) == {(who, f"at most {MOST_STRANGERS} connections that say nothing", "one more")}
         assert half_open[0].is_closed(), "the oldest goes first"
         ours = len(os.listdir("/proc/self/fd")) - descriptors - len(half_open)
-        assert ours <= 2 * MOST_STRANGERS + 10
+        assert ours <= 3 * MOST_STRANGERS
         still_served(parent, honest, "cy", b"still here")
         parent.heard("bo", b"and who speaks gets in").close()
     finally:
@@ -299,15 +280,6 @@ def test_slow_loris_is_cut_off(hurried: None, parent: Parent) -> None:
     assert attacker.is_closed()
     assert parent.log == [NO_HANDSHAKE]
     still_served(parent, honest, "cy", b"still here")
-
-
-def test_who_says_nothing_after_the_handshake_is_cut_off(impatient: None, parent: Parent) -> None:
-    """No answer to a heartbeat: a dead line, or an attacker who wants to be kept."""
-    honest, attacker = parent.heard("cy", b"hello"), parent.heard("bo", b"hello")
-    honest.close()
-    assert attacker.is_closed()
-    parent.until(lambda: parent.log)
-    assert parent.log == [("bo", *OVERSIZED)]
 
 
 def test_the_refused_second_connection_hears_why(parent: Parent) -> None:

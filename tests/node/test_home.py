@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from keys.ceremony import CARD, MANIFEST, PUBLIC_KEY, SECRET_KEY, create_identity, make_card
+from keys.ceremony import CARD, MANIFEST, PUBLIC_KEY, SECRET_KEYS, create_identity, make_card
 from keys.errors import WardtreeError
 from keys.plan import Plan
 from keys.vault import FAST
@@ -97,8 +97,8 @@ BAD: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "secret key missing": (
         "ada",
-        lambda path: (path / SECRET_KEY).unlink(),
-        ("key holder", SECRET_KEY, "missing"),
+        lambda path: next(path.glob(SECRET_KEYS)).unlink(),
+        ("key holder", "secret-key-", "missing"),
     ),
     "unknown table": ("bo", _write("[dat]\ncsv = 1\n"), (SETTINGS, "[data]", "'dat'")),
     "a value for a table": ("bo", _write("data = 3\n"), (SETTINGS, "[data]", "'data'")),

@@ -18,12 +18,12 @@ import pytest
 from numpy.typing import NDArray
 
 from keys.canaries import round_key
-from keys.ceremony import PUBLIC_KEY, SECRET_KEY, load_identity
+from keys.ceremony import PUBLIC_KEY, SECRET_KIND, load_identity
 from keys.ckks import Sealer, generate_keys
 from keys.vault import open_file
 from node.channel import Channel
 from node.home import Home
-from node.keyroom import SECRET_KIND, openings_file, run_keyroom
+from node.keyroom import openings_file, run_keyroom
 from node.process import reap, spawn
 from node.update import merge, seal_segments
 from tests.node.homes import KEY_HOLDER, NAMES, PASSPHRASE, Federation, make_federation
@@ -170,7 +170,7 @@ def test_an_honest_total_opens_exactly_with_and_without_the_key_holders_own(home
 
 
 def test_the_secret_key_is_never_in_what_it_says(home: Home, parties: Party) -> None:
-    secret = open_file(home.path / SECRET_KEY, SECRET_KIND, PASSPHRASE)
+    secret = open_file(home.secret_key, SECRET_KIND, PASSPHRASE)
     assert len(secret) > 10_000
     with living(home) as room:
         room.round()
