@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -137,13 +138,16 @@ def test_the_ceremony_typed_by_hand_and_three_nodes_to_one_model(tmp_path: Path)
     assert all(np.array_equal(model, models[0]) for model in models)
 
 
-def test_a_node_does_not_run_twice_under_one_manifest(tmp_path: Path) -> None:
+def test_a_complete_study_is_complete_when_a_node_is_started_again(tmp_path: Path) -> None:
     make_homes(tmp_path)
     with nodes({name: tmp_path / name for name in NAMES}) as running:
         assert [process.wait(60) for process in running.values()] == [0, 0, 0]
-    again = wardtree("node", "--home", tmp_path / "uppsala", passphrase="uppsala")
-    assert again.returncode == 2
-    assert "already taken part in rounds up to 2" in again.stderr
+    ledger = (tmp_path / "umea" / "ledger.jsonl").read_text().splitlines()
+    again = wardtree("node", "--home", tmp_path / "umea", passphrase="umea")
+    assert again.returncode == 0, again.stderr
+    assert "the study is complete" in again.stdout
+    entries = [json.loads(line)["entry"]["what"] for line in (tmp_path / "umea" / "ledger.jsonl").open()]
+    assert entries[len(ledger) :] == ["started"], "it did nothing in it"
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:
