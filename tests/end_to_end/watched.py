@@ -36,7 +36,7 @@ seconds = {seconds}
 segment_ciphertexts = 1
 [deadlines]
 round_seconds = 25.0
-join_seconds = 25.0
+join_seconds = {join_seconds}
 [debug]
 check_sums = true
 """
@@ -48,8 +48,10 @@ Event = dict[str, Any]
 class Watched:
     """Seven nodes unless a test says otherwise; ``record`` has what they told."""
 
-    def __init__(self, out: Path, parties: int = 7, rounds: int = 3, seconds: float = 0.6) -> None:
-        text = STUDY.format(rounds=rounds, seconds=seconds)
+    def __init__(
+        self, out: Path, parties: int = 7, rounds: int = 3, seconds: float = 0.5, join_seconds: float = 25.0
+    ) -> None:
+        text = STUDY.format(rounds=rounds, seconds=seconds, join_seconds=join_seconds)
         tables, key_holder = simulated_parties(parties, {})
         self.federation = Federation(text, parse_study(text, "test"), tables, key_holder, out / "run")
         self.names, self.key_holder, self.rounds = self.federation.names, key_holder, rounds
@@ -82,7 +84,7 @@ class Watched:
         for name in names or self.names:
             self.launcher.start(name)
 
-    def until(self, condition: Callable[[Event], object], seconds: float = 40.0) -> Event:
+    def until(self, condition: Callable[[Event], object], seconds: float = 90.0) -> Event:
         """Listen until something is told for which this holds; what comes after it waits."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -93,7 +95,7 @@ class Watched:
             self._pending = iter([*self.launcher.listen(0.1)])
         raise AssertionError(f"it was never told; the last that was: {self.seen[-5:]}")
 
-    def until_told(self, name: str, kind: str, seconds: float = 40.0, **fields: object) -> Event:
+    def until_told(self, name: str, kind: str, seconds: float = 90.0, **fields: object) -> Event:
         wanted = {"party": name, "kind": kind, **fields}
         return self.until(lambda event: wanted.items() <= event.items(), seconds)
 
@@ -110,14 +112,17 @@ class Watched:
         self.until_told(name, "ended")
 
     def kill_room(self, name: str, room: str) -> None:
-        for process in descendants(self.launcher.process(name)):
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{process}/comm").read_text().startswith(room):
-                    os.kill(process, signal.SIGKILL)
-                    return
+        """SIGKILL for one of its processes, as soon as there is one of this name."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            for process in descendants(self.launcher.process(name)):
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{process}/comm").read_text().startswith(room):
+                        os.kill(process, signal.SIGKILL)
+                        return
         raise AssertionError(f"{name} has no {room}")
 
-    def finish(self, seconds: float = 60.0) -> None:
+    def finish(self, seconds: float = 120.0) -> None:
         """Until every node that runs has ended."""
         deadline = time.monotonic() + seconds
         while self.launcher.running:
