@@ -23,11 +23,13 @@ class Usage:
     """What one process took.
 
     Attributes:
-        peak_memory: the most bytes that it ever had resident (VmHWM), shared pages included.
+        memory: bytes resident now (VmRSS), shared pages included.
+        peak_memory: the most that it ever had resident (VmHWM).
         descriptors: open now, sockets among them.
         sockets: open now.
     """
 
+    memory: int
     peak_memory: int
     descriptors: int
     sockets: int
@@ -41,7 +43,8 @@ def own_usage() -> Usage:
             links.append(os.readlink(f"/proc/self/fd/{entry}"))
         except OSError:
             continue  # the descriptor of the listing itself
-    return Usage(peak_memory("self"), len(links), sum(link.startswith("socket:") for link in links))
+    memory = _bytes("/proc/self/status", "VmRSS:") or 0
+    return Usage(memory, peak_memory("self"), len(links), sum(link.startswith("socket:") for link in links))
 
 
 def peak_memory(process: int | str) -> int:

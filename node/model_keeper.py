@@ -112,6 +112,8 @@ class ModelKeeper:
         if totals and held == self.digest:
             self._staged = [command.total.integers for command in totals]
             return tuple(chain), self._resumed(totals, applied=False)
+        if self._opened:
+            self._opened.clear()  # of a round that is closed, or of another manifest: nothing may follow it in the file
         return tuple(chain), None
 
     def _resumed(self, totals: list[ev.Stage], applied: bool) -> ev.Resumed:

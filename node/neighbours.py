@@ -68,6 +68,8 @@ class Neighbours:
         self._me, self._sign, self._refused = home.name, identity.sign, refused
         self._window = home.rules.window
         self._manifest, self._greeting = home.manifest, greeting(home.manifest)
+        self._above = set() if home.is_key_holder else set(home.placement.ladder(home.name))
+        self._later: set[str] = set()
         self.codec = Codec(home.digest, home.roster, home.manifest.signing_keys, verify)
         self._all: dict[str, Neighbour] = {}
         self._dialled: set[str] = set()
@@ -153,7 +155,7 @@ class Neighbours:
         """What a message of the transport means to the round machine.
 
         Raises:
-            HomeError: another node with our identity is connected, or our parent follows a later manifest.
+            HomeError: another node with our identity is connected, or all above us follow a later manifest.
         """
         wire = Wire.parse(parts)
         if parts == [REFUSED] and peer in self._dialled:
@@ -203,10 +205,12 @@ class Neighbours:
         self._refused(peer, f"version {ours.version} of the manifest ({ours.digest[:16]})", came)
         if wire.sequence == 0:  # it asks for an answer: it gets ours, and asks for none
             self._put(peer, [Wire(HELLO, secrets.randbits(63) | 1, wire.session, 1, 0, 0, (self._greeting,))])
-        if peer in self._dialled and theirs and theirs[0] == ours.federation and theirs[1] > ours.version:
+        if theirs and theirs[0] == ours.federation and theirs[1] > ours.version:
+            self._later.add(peer)
+        if self._above and self._above <= self._later:  # one of them alone could lie, to stop who is below it
             raise HomeError(
-                f"{peer} follows version {theirs[1]} of the manifest, this node version {ours.version}: "
-                f"join version {theirs[1]} (`wardtree ceremony join`)"
+                f"{', '.join(sorted(self._above))} follow a later manifest than version {ours.version}, which this "
+                "node follows: join it (`wardtree ceremony join`)"
             )
 
     def _wait_for_our_predecessor(self, parent: str) -> None:
