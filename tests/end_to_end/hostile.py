@@ -20,10 +20,12 @@ import msgpack
 import numpy as np
 import psutil
 
-from keys import ceremony
+from keys import ceremony, steps
 from keys.canaries import round_key
 from keys.ceremony import PUBLIC_KEY, load_identity
 from keys.ckks import Sealer
+from keys.transcript import TRANSCRIPT
+from node.federation import Succession, next_cards, propose
 from node.gauge import peak_memory
 from node.home import Home, load_home
 from node.launcher import Launcher
@@ -37,7 +39,6 @@ from node.study import parse_study
 from node.update import Model, seal_segment
 from topology import Tree
 
-SEGMENTS = 2
 STUDY = """\
 [study]
 name = "hostile"
@@ -47,7 +48,7 @@ seed = 1
 class = "synthetic"
 [task.options]
 params = 20000
-seconds = 0.2
+seconds = 0.05
 [aggregation]
 segment_ciphertexts = 1
 [deadlines]
@@ -59,7 +60,7 @@ Dropped = tuple[str, str, str]
 
 
 class Mallory:
-    """A malicious member, linked to one honest node."""
+    """A malicious member, linked to one honest node; until a test plays it (``behaves``) it contributes like any."""
 
     def __init__(self, home: Path, passphrase: str, target: str) -> None:
         made = load_home(home, datetime.now(UTC))
@@ -72,7 +73,7 @@ class Mallory:
         self.heard: list[ev.Received] = []
         self.base = Model(-1, np.zeros(20_000, np.float32)).digest(made.digest)
         self.opening: Open | None = None
-        self.is_up, self.takes_part = False, True
+        self.is_up, self.behaves = False, True
         self._beat = time.monotonic()
         self.neighbours.dial(target)
 
@@ -102,6 +103,8 @@ class Mallory:
                 match message:
                     case Open(base=base):
                         self.opening, self.base = message, base
+                        if self.behaves and self.name in message.contributors:
+                            self.contribute()
                     case Close(state=state) | Snapshot(base=state):
                         self.base = state
                         if self.opening is None or self.opening.base != state:
@@ -109,11 +112,11 @@ class Mallory:
 
     def join(self) -> None:
         """Say that we are here, so that the next round counts on us."""
-        if self.takes_part and self.is_up:
+        if self.is_up:
             self.say(Joined(0, self.base, 0, 0, self.target), self.home.manifest.key_holder)
 
-    def leave(self) -> None:
-        self.neighbours.hang_up(self.target)
+    def vanish(self) -> None:
+        """Without a goodbye, as if it were killed."""
         self.neighbours.transport.close()
 
     # ---- what it says -----------------------------------------------------------------------------------
@@ -156,8 +159,17 @@ class Mallory:
 
     def contribute(self) -> None:
         """The whole of our own part, as an honest node would."""
-        for segment in range(SEGMENTS):
+        self.finish(0)
+
+    def finish(self, begin: int = 1) -> None:
+        """What is left of it."""
+        for segment in range(begin, self.segments):
             self.say(self.partial(segment))
+
+    @property
+    def segments(self) -> int:
+        assert self.opening is not None
+        return self.home.rules.segments(self.opening.length)
 
     def stay_away(self) -> None:
         """Nothing (more) comes from us in the round in hand: it need not wait."""
@@ -191,15 +203,14 @@ class World:
     def passphrase(self, name: str) -> str:
         return os.pread(self.launcher._seats[name].passphrase, 4096, 0).decode()
 
-    def mallory(self, name: str, target: str, *, takes_part: bool = True) -> Mallory:
+    def mallory(self, name: str, target: str) -> Mallory:
         made = Mallory(self.home(name), self.passphrase(name), target)
-        made.takes_part = takes_part
         self.mallories.append(made)
         return made
 
     def end(self, mallory: Mallory) -> None:
         self.mallories.remove(mallory)
-        mallory.leave()
+        mallory.vanish()
 
     # ---- time -------------------------------------------------------------------------------------------
 
@@ -223,6 +234,11 @@ class World:
             for event in self.events[since:]
             if event["kind"] == "dropped" and event["party"] == node
         ]
+
+    def counted(self, node: str, who: str, expected: str, since: int) -> int:
+        """How often this node says that it refused what this one sent, for this reason: shown or summed up."""
+        told = [event for event in self.events[since:] if event["kind"] == "dropped" and event["party"] == node]
+        return sum(event["times"] for event in told if event["who"] == who and expected in event["expected"])
 
     def rounds(self, node: str) -> int:
         """How many rounds this node has applied."""
@@ -279,26 +295,27 @@ def living(
 def next_version(world: World, without: str) -> None:
     """A new manifest without one member: proposed, signed and joined by all others, who have not started yet."""
     federation, table = world.federation, world.federation.out / "next"
-    now = datetime.now(UTC)
-    old = ceremony.verify(world.home(federation.key_holder) / ceremony.MANIFEST, now)
-    names = [name for name in federation.names if name != without]
-    keys = federation.out / "ceremony"
-    ceremony.propose(
-        cards=[keys / f"{name}.card.json" for name in names],
-        public_key=keys / "public.key",
-        key_holder=federation.key_holder,
-        study=old.study,
-        plan=old.plan,
-        task_digest=old.task_digest,
-        weights={name: old.weights[name] for name in names},
-        created=now,
-        expires=now + timedelta(hours=1),
-        out=table / "proposal.json",
-        previous=old,
+    keys, now = federation.out / "ceremony", datetime.now(UTC)
+    holder = world.home(federation.key_holder)
+    coordinator, record = load_identity(holder, world.passphrase(federation.key_holder)), keys / TRANSCRIPT
+    old = ceremony.verify(holder / ceremony.MANIFEST, now)
+    propose(
+        old.study,
+        federation.study,
+        "study",
+        next_cards(old, (), (without,)),
+        old.public_key_digest,
+        federation.key_holder,
+        now,
+        now + timedelta(hours=1),
+        table / "proposal.json",
+        succession=Succession(old, None),
     )
-    for name in names:
-        ceremony.sign(world.home(name), world.passphrase(name), table / "proposal.json", table / f"{name}.signature")
+    steps.note_proposal(holder, coordinator, table / "proposal.json", record, now)
+    names = [name for name in federation.names if name != without]
     signatures = [table / f"{name}.signature" for name in names]
-    ceremony.combine(table / "proposal.json", signatures, table / "manifest.json", now)
+    for name, signature in zip(names, signatures, strict=True):
+        ceremony.sign(world.home(name), world.passphrase(name), table / "proposal.json", signature)
+    steps.agree(holder, coordinator, table / "proposal.json", signatures, record, table / "manifest.json", now)
     for name in names:
-        ceremony.join(world.home(name), table / "manifest.json", keys / "public.key", now)
+        steps.join(world.home(name), table / "manifest.json", keys / "public.key", record, now)

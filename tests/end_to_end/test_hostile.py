@@ -12,13 +12,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 import msgpack
 import pytest
 from nacl.public import PrivateKey
 from zmq.utils import z85
 
+from keys import ceremony
 from keys.ceremony import load_identity
+from node.home import load_home
+from node.neighbours import greeting
 from node.protocol.link import DATA, HELLO, Wire
 from node.protocol.messages import Absent, Fail, Finish, Gone, Joined, Open, Total
 from tests.end_to_end.commands import FULL
@@ -30,6 +34,7 @@ from topology import Tree
 
 REVOKED = "party-06"
 FLOOD_SECONDS = 60.0 if FULL else 2.0
+Flood = Callable[[CurveClient, bytes], Iterator[bytes]]
 MAY_GROW = 48 << 20
 """Bytes that a flood may add to the most memory that a node ever had."""
 
@@ -42,19 +47,23 @@ def leaf_below_the_apex(tree: Tree) -> set[str]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Six parties, of whom one was revoked and one is mallory; the others have begun."""
     with living(tmp_path_factory.mktemp("hostile"), 6, leaf_below_the_apex, REVOKED) as world:
+        world.mallory(leaf_below_the_apex(world.tree).pop(), world.tree.apex)
         world.until(lambda: world.rounds(world.tree.apex) >= 1, 60)
         yield world
 
 
 @pytest.fixture
 def mallory(world: World) -> Iterator[Mallory]:
-    """Linked to the apex, and in the round that has just opened."""
-    name = leaf_below_the_apex(world.tree).pop()
-    made = world.mallory(name, world.tree.apex)
+    """Linked to the apex, and in the round that has just opened: what it says in that is the test's."""
+    if not world.mallories:
+        world.mallory(leaf_below_the_apex(world.tree).pop(), world.tree.apex)
+    (made,) = world.mallories
+    made.behaves = False
     next_round(world, made)
     yield made
     if made in world.mallories:
-        world.end(made)
+        made.behaves = True
+        made.stay_away()
     world.honest_rounds_go_on()
 
 
@@ -126,14 +135,8 @@ def _is_kept_out(world: World, secret: bytes, key: str) -> None:
 
 
 def _client(world: World, secret: bytes) -> CurveClient:
-    card = load_card(world, world.tree.apex)
+    card = ceremony.read_card(world.home(world.tree.apex) / ceremony.CARD)
     return CurveClient(int(str(card.endpoint).rpartition(":")[2]), secret, card.curve_key)
-
-
-def load_card(world: World, name: str):  # type: ignore[no-untyped-def]
-    from keys import ceremony
-
-    return ceremony.read_card(world.home(name) / ceremony.CARD)
 
 
 def _try(client: CurveClient) -> None:
@@ -151,13 +154,13 @@ def test_a_frame_of_the_same_round_once_more(world: World, mallory: Mallory) -> 
     frame = mallory.say(mallory.partial(0))
     mallory.forward(*frame.parts)
     world.refusal(world.tree.apex, mallory.name, "the next segment", since)
-    mallory.say(mallory.partial(1))
+    mallory.finish()
     assert closed_over(world, mallory.opening.round) == everyone(world), "and it counts once"
 
 
 def test_a_frame_of_an_older_round(world: World, mallory: Mallory) -> None:
     old = mallory.say(mallory.partial(0))
-    mallory.say(mallory.partial(1))
+    mallory.finish()
     since = len(world.events)
     opening = next_round(world, mallory)
     mallory.forward(*old.parts)
@@ -231,14 +234,8 @@ def test_strangers_in_a_contributor_set(world: World, mallory: Mallory) -> None:
     partial = mallory.partial()
     for bitmap in (b"\xff", b"", b"\x01\x01", "all"):
         mallory.forward(mallory.forged(partial, contributors=bitmap), partial.ciphertexts)
-    world.until(lambda: len(_refusals(world, mallory, "a contributor set over our roster", since)) == 4)
+    world.until(lambda: world.counted(world.tree.apex, mallory.name, "a contributor set over our roster", since) == 4)
     mallory.contribute()
-
-
-def _refusals(world: World, mallory: Mallory, expected: str, since: int) -> list[str]:
-    return [
-        line[1] for line in world.dropped(world.tree.apex, since) if line[0] == mallory.name and expected in line[1]
-    ]
 
 
 # ---- false frames ---------------------------------------------------------------------------------------
@@ -260,7 +257,7 @@ def test_two_different_totals_for_one_segment(world: World, mallory: Mallory) ->
     mallory.say(mallory.partial(0))
     mallory.say(mallory.partial(0, mallory.ciphertexts(0, value=-1)))
     world.refusal(world.tree.apex, mallory.name, "the next segment", since)
-    mallory.say(mallory.partial(1))
+    mallory.finish()
     assert closed_over(world, mallory.opening.round) == everyone(world), "the first one counts, with its canaries"
 
 
@@ -280,9 +277,9 @@ def test_a_truncated_frame(world: World, mallory: Mallory) -> None:
     mallory.forward(envelope, partial.ciphertexts[:-1])
     world.refusal(world.tree.apex, mallory.name, "the payload that was signed", since)
     mallory.forward(envelope[:-1], partial.ciphertexts)
-    world.until(lambda: len(_refusals(world, mallory, "", since)) == 2)
+    world.until(lambda: world.counted(world.tree.apex, mallory.name, "", since) == 2)
     mallory.forward(b"")
-    world.until(lambda: len(_refusals(world, mallory, "", since)) == 3)
+    world.until(lambda: world.counted(world.tree.apex, mallory.name, "", since) == 3)
     mallory.contribute()
 
 
@@ -298,14 +295,9 @@ def test_msgpack_bombs(world: World, mallory: Mallory) -> None:
     since = len(world.events)
     for packed in BOMBS.values():
         mallory.forward(mallory.signed(packed))
-    world.until(lambda: len(_refusals(world, mallory, "header", since)) + _silent(world, since) >= len(BOMBS))
+    world.until(lambda: world.counted(world.tree.apex, mallory.name, "header", since) == len(BOMBS))
     assert world.peak(world.tree.apex) < 200 << 20
     mallory.contribute()
-
-
-def _silent(world: World, since: int) -> int:
-    """Refusals that were counted and not shown one by one."""
-    return sum(event["times"] - 1 for event in world.events[since:] if event["kind"] == "dropped")
 
 
 def test_ciphertexts_that_are_none(world: World, mallory: Mallory) -> None:
@@ -340,7 +332,9 @@ def test_words_of_the_key_holder_from_somebody_else(world: World, mallory: Mallo
     )
     for message in false:
         mallory.say(message, "")
-    world.until(lambda: len(_refusals(world, mallory, "a message on its proper way", since)) == len(false))
+    world.until(
+        lambda: world.counted(world.tree.apex, mallory.name, "a message on its proper way", since) == len(false)
+    )
     mallory.say(Gone(base, _sibling(world, mallory)), world.tree.key_holder)  # it is not below mallory
     mallory.say(Joined(round_, base, 2**53 - 1, 2**53 - 1, mallory.target), world.tree.key_holder)
     mallory.contribute()
@@ -372,31 +366,34 @@ def test_garbage_half_open_connections_and_slow_loris(world: World) -> None:
 
 # ---- floods ---------------------------------------------------------------------------------------------
 
+SESSION, CREDIT_FOR = 77, 4
 
-def _data_beyond_credit(mallory: Mallory, client: CurveClient) -> Iterator[bytes]:
-    session = 77
-    hello = Wire(HELLO, session, 0, 0, 0, 4).parts()[0]
-    yield client.part(hello)
+
+def _data_beyond_credit(client: CurveClient, greeting: bytes) -> Iterator[bytes]:
+    yield client.part(Wire(HELLO, SESSION, 0, 0, 0, CREDIT_FOR).parts()[0], True) + client.part(greeting)
     answer = Wire.parse(client.receive())
     assert answer is not None
-    yield client.part(Wire(HELLO, session, answer.session, 1, 0, 4).parts()[0])
+    theirs = answer.session
+    yield client.part(Wire(HELLO, SESSION, theirs, 1, 0, CREDIT_FOR).parts()[0], True) + client.part(greeting)
     envelope, payload = bytes(300), bytes(100_000)
     for sequence in range(100, 1 << 30):
-        head = Wire(DATA, session, answer.session, sequence, 0, 4).parts()[0]
+        head = Wire(DATA, SESSION, theirs, sequence, 0, CREDIT_FOR).parts()[0]
         yield client.part(head, True) + client.part(envelope, True) + client.part(payload)
 
 
-def _garbage(mallory: Mallory, client: CurveClient) -> Iterator[bytes]:
+def _garbage(client: CurveClient, greeting: bytes) -> Iterator[bytes]:
     while True:
         yield b"".join(client.part(b"garbage") for _ in range(100))
 
 
-def _new_sessions(mallory: Mallory, client: CurveClient) -> Iterator[bytes]:
+def _new_sessions(client: CurveClient, greeting: bytes) -> Iterator[bytes]:
+    """Each is that of a node that was restarted: allowed, and answered."""
     for session in range(1, 1 << 60):
-        yield client.part(Wire(HELLO, session, 0, 0, 0, 4).parts()[0])
+        yield client.part(Wire(HELLO, session, 0, 0, 0, CREDIT_FOR).parts()[0], True) + client.part(greeting)
 
 
-def _endless_message(mallory: Mallory, client: CurveClient) -> Iterator[bytes]:
+def _endless_message(client: CurveClient, greeting: bytes) -> Iterator[bytes]:
+    yield client.part(b"")  # a whole one: now it is known whose connection this is
     while True:
         yield b"".join(client.part(b"", True) for _ in range(1000))
 
@@ -409,44 +406,52 @@ FLOODS = {
 }
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(("flood", "expected"), FLOODS.values(), ids=FLOODS.keys())
-def test_a_flood_from_an_authenticated_child(
-    world: World, flood: Callable[[Mallory, CurveClient], Iterator[bytes]], expected: str
-) -> None:
-    """Bounded memory, honest rounds go on; with WARDTREE_FULL=1 a minute of each."""
-    apex, since = world.tree.apex, len(world.events)
-    name = leaf_below_the_apex(world.tree).pop()
-    identity = load_identity(world.home(name), world.passphrase(name))
-    before, rounds, cpu = world.peak(apex), world.rounds(apex), sum(world.relay(apex).cpu_times()[:2])
-    until, sent, connections = time.monotonic() + FLOOD_SECONDS, 0, 0
+class Flooder(threading.Thread):
+    """Says what it says over ever new connections with a member's key, as fast as they take it."""
 
-    def run() -> None:
-        nonlocal sent, connections
-        while time.monotonic() < until:
-            client = _client(world, identity.curve_secret)
+    def __init__(self, connect: Callable[[], CurveClient], flood: Flood, greeting: bytes) -> None:
+        super().__init__()
+        self._connect, self._flood, self._greeting = connect, flood, greeting
+        self.until = time.monotonic() + FLOOD_SECONDS
+        self.sent = self.connections = 0
+
+    def run(self) -> None:
+        while time.monotonic() < self.until:
+            client = self._connect()
             with contextlib.suppress(OSError):
                 client.connect()
-                connections += 1
-                for wire in flood(None, client):  # type: ignore[arg-type]
+                self.connections += 1
+                for wire in self._flood(client, self._greeting):
                     client.socket.sendall(wire)
-                    sent += len(wire)
-                    if time.monotonic() > until:
+                    self.sent += len(wire)
+                    if time.monotonic() > self.until:
                         break
             with contextlib.suppress(OSError):
                 client.socket.shutdown(socket.SHUT_RDWR)
             client.close()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    world.until(lambda: not thread.is_alive(), FLOOD_SECONDS + 30)
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("flood", "expected"), FLOODS.values(), ids=FLOODS.keys())
+def test_a_flood_from_an_authenticated_child(world: World, flood: Flood, expected: str) -> None:
+    """Bounded memory, honest rounds go on; with WARDTREE_FULL=1 a minute of each."""
+    apex, name = world.tree.apex, leaf_below_the_apex(world.tree).pop()
+    for mallory in list(world.mallories):
+        world.end(mallory)
+    world.honest_rounds_go_on()
+    identity = load_identity(world.home(name), world.passphrase(name))
+    words = greeting(load_home(world.home(name), datetime.now(UTC)).manifest)
+    since, before, rounds = len(world.events), world.peak(apex), world.rounds(apex)
+    cpu = sum(world.relay(apex).cpu_times()[:2])
+    flooder = Flooder(lambda: _client(world, identity.curve_secret), flood, words)
+    flooder.start()
+    world.until(lambda: not flooder.is_alive(), FLOOD_SECONDS + 30)
     grown, made = world.peak(apex) - before, world.rounds(apex) - rounds
     used = sum(world.relay(apex).cpu_times()[:2]) - cpu
-    if FULL:
-        print(
-            f"\n{flood.__name__}: {sent / 1e6:.0f} MB over {connections} connections in {FLOOD_SECONDS:.0f} s; "
-            f"peak memory {before >> 20} + {grown >> 20} MiB; {made} rounds; {used:.0f} s of processor"
-        )
+    print(
+        f"\n{flood.__name__}: {flooder.sent / 1e6:.0f} MB over {flooder.connections} connections in "
+        f"{FLOOD_SECONDS:.0f} s; memory {before >> 20} + {grown >> 20} MiB; {made} rounds; {used:.0f} s of processor"
+    )
     assert grown < MAY_GROW, f"{grown >> 20} MiB"
     if expected:
         world.refusal(apex, name, expected, since)

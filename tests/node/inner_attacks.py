@@ -21,7 +21,7 @@ import numpy as np
 import tenseal.sealapi as seal
 
 from keys.canaries import round_key
-from keys.ceremony import PUBLIC_KEY, SECRET_KEY, load_identity
+from keys.ceremony import PUBLIC_KEY, SECRET_KIND, load_identity
 from keys.ciphertexts import load, load_segment, make_context
 from keys.ckks import Sealer
 from keys.identity import Identity, verify
@@ -30,7 +30,6 @@ from keys.plan import Plan
 from keys.segments import add
 from keys.vault import open_file
 from node.home import Home, Options
-from node.keyroom import SECRET_KIND
 from node.model_keeper import ModelKeeper
 from node.protocol import events as ev
 from node.protocol.codec import Codec
@@ -242,7 +241,7 @@ def opened_unchecked(scene: Scene, total: Total) -> Integers:
     """What a key holder without our checks publishes: it decrypts and rounds."""
     context = make_context(PLAN)
     secret = seal.SecretKey()
-    load(secret, context, open_file(scene.home.path / SECRET_KEY, SECRET_KIND, PASSPHRASE))
+    load(secret, context, open_file(scene.home.secret_key, SECRET_KIND, PASSPHRASE))
     decryptor, encoder = seal.Decryptor(context, secret), seal.CKKSEncoder(context)
     slots = []
     for ciphertext in load_segment(total.ciphertexts, PLAN, context):
