@@ -4,15 +4,17 @@ Everything is real: identities and canaries from a ceremony, encryptions, the ke
 ledger; for who rejoins, the round machine, the codec and the model keeper. The undefended system is played
 here: it decrypts whatever total comes and publishes it, or takes whatever model it is handed.
 
-``scripts/attack inner`` prints the table.
+``scripts/attack inner`` prints the table; ``--out docs/results`` writes it.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -200,7 +202,7 @@ ATTACKS = (
         "replays one child's ciphertext of another base model",
         lambda s: [s.total([*s.parts(s.rest), s.part(s.victim, base=OTHER_BASE)])],
     ),
-    Attack("hands a rejoiner an old state, and passes up what it trains on it", _old_state, isolates=True),
+    Attack("hands a rejoiner another model, and passes up what it trains on it", _old_state, isolates=True),
 )
 
 
@@ -209,32 +211,32 @@ class Result:
     """How one attack fared.
 
     Attributes:
-        alone: correlation of what an undefended system publishes, as the attacker reads it, with the victim's
-            update, in a round without the key holder's own update; ``with_key_holder``: in one with it.
-        answers: what our key room answered to the false total in both; ``published`` of them were published.
+        isolates: whether it is meant to leave the victim's update alone in what is published.
+        correlations: of what an undefended system publishes, as the attacker reads it, with the victim's update: in a
+            round without the key holder's own update, and in one with it.
+        answers: what our key room answered to the false total in those rounds; ``published`` of them were published.
     """
 
     attack: str
     isolates: bool
-    alone: float
-    with_key_holder: float
+    correlations: tuple[float, ...]
     answers: tuple[str, ...]
     published: int
 
 
-def run_attack(attack: Attack, scene: Scene) -> Result:
+def run_attack(attack: Attack, scene: Scene, with_own: tuple[bool, ...] = (False, True)) -> Result:
     """One attack against the undefended system and against ours, in rounds without and with the key holder's own."""
     totals = attack.totals(scene)
     victim = scene.integers[(*attack.target, scene.victim)]
     correlations, answers = [], []
-    for with_own in (False, True):
-        own = [with_own * scene.update(KEY_HOLDER, total.round, total.segment) for total in totals]
+    for has_own in with_own:
+        own = [has_own * scene.update(KEY_HOLDER, total.round, total.segment) for total in totals]
         published = [opened_unchecked(scene, total) + mine for total, mine in zip(totals, own, strict=True)]
         correlations.append(float(np.corrcoef(attack.read(published), victim)[0, 1]))
-        *honest, answer = opened_by_key_room(scene, totals, own if with_own else None)
+        *honest, answer = opened_by_key_room(scene, totals, own if has_own else None)
         assert set(honest) <= {"opened"}, "what came before the false total is in order"
         answers.append(answer)
-    return Result(attack.name, attack.isolates, *correlations, tuple(answers), answers.count("opened"))
+    return Result(attack.name, attack.isolates, tuple(correlations), tuple(answers), answers.count("opened"))
 
 
 def opened_unchecked(scene: Scene, total: Total) -> Integers:
@@ -335,31 +337,70 @@ class Rejoiner:
 
 
 def make_scene(folder: Path) -> Scene:
-    """The ceremony, as often as it takes for the apex to have a leaf as a child, which is always."""
+    """The ceremony; in every tree of five the apex has a leaf as a child."""
     return Scene(make_federation(folder, plan=PLAN, names=NAMES))
 
 
+def hand_false_model(scene: Scene, folder: Path) -> Rejoiner:
+    """A parent hands its child a model that is not the one that the key holder signed."""
+    rejoiner = Rejoiner(scene, folder)
+    true, false = rejoiner.model(1, 1.0), rejoiner.model(1, -1.0)
+    rejoiner.hand_over(rejoiner.closed(true, rejoiner.first), false)
+    return rejoiner
+
+
+# ---- the table ------------------------------------------------------------------------------------------
+
+PAGE = """\
+# A malicious inner node
+
+What the apex of a tree can do to a leaf below it. *Undefended* is the same encryption without our checks: it decrypts
+what comes, rounds and publishes; the figure is the correlation of what the attacker reads in that with the victim's
+update, in a round without the key holder's own update and in one with it. *wardtree* is the answer of a real key room:
+what it refuses is not published, and the key is retired. Made by `scripts/attack inner --out docs/results`; all
+{count} totals are real CKKS. Updates are uniform integers of {bits} bits, {length:,} of them; {parties} parties.
+
+{table}
+
+**False totals published by wardtree: {published} of {tried}.** A rejoiner that was handed another model than the key
+holder signed: {rejoiner}.
+
+Attacks marked * are meant to leave the victim's update alone.
+"""
+
+
+def write_table(results: list[Result], rejoiner: Rejoiner) -> tuple[str, dict[str, Any]]:
+    """The page in Markdown, and its figures."""
+    took = rejoiner.keeper.digest != rejoiner.first
+    outcome = "took it" if took else f"{rejoiner.reports[-1]!r}, left its parent, trained on nothing"
+    lines = ["| attack | undefended | with the key holder's own | wardtree |", "|---|---|---|---|"]
+    for result in results:
+        figures = " | ".join(f"{correlation:.3f}" for correlation in result.correlations)
+        mark = "*" if result.isolates else ""
+        lines.append(f"| {result.attack}{mark} | {figures} | {'; '.join(dict.fromkeys(result.answers))} |")
+    answers = [answer for result in results for answer in result.answers]
+    published = sum(result.published for result in results)
+    page = PAGE.format(
+        count=len(answers), bits=PLAN.value_bits, length=LENGTH, parties=len(NAMES), table="\n".join(lines),
+        published=published, tried=len(answers), rejoiner=outcome,
+    )  # fmt: skip
+    return page, {"published": published, "rejoiner": outcome, "attacks": [asdict(result) for result in results]}
+
+
 def main() -> None:
-    print(
-        "A malicious inner node; its victim is a leaf below it. Correlation of what is read with the victim's update."
-    )
-    print(f"{'':66}{'undefended publishes':>22}   wardtree")
-    print(f"{'attack':66}{'alone':>10}{'with key holder':>17}")
-    published = 0
+    parser = argparse.ArgumentParser(prog="scripts/attack inner", description="What a malicious inner node can do.")
+    parser.add_argument("--out", type=Path, help="a folder for the table and its figures")
+    out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as folder:
         scene = make_scene(Path(folder))
-        for attack in ATTACKS:
-            result = run_attack(attack, replace(scene, integers={}))
-            published += result.published
-            verdict = "; ".join(dict.fromkeys(result.answers))
-            print(f"{result.attack:66}{result.alone:10.3f}{result.with_key_holder:17.3f}   {verdict}")
-        rejoiner = Rejoiner(scene, Path(folder) / "rejoiner")
-        true, false = rejoiner.model(1, 1.0), rejoiner.model(1, -1.0)
-        rejoiner.hand_over(rejoiner.closed(true, rejoiner.first), false)
-        took = rejoiner.keeper.digest != rejoiner.first
-        answer = "taken" if took else f"{rejoiner.reports[-1]}, leaves its parent, trains on nothing"
-        print(f"{'hands a rejoiner another model than the key holder signed':66}{'it is taken':>27}   {answer}")
-    print(f"\nfalse totals published by wardtree: {published}")
+        results = [run_attack(attack, replace(scene, integers={})) for attack in ATTACKS]
+        page, figures = write_table(results, hand_false_model(scene, Path(folder) / "rejoiner"))
+    print(page)
+    if out:
+        (out / "inner-attacks.md").write_text(page, encoding="utf-8")
+        (out / "inner-attacks.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if figures["published"]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
