@@ -269,7 +269,8 @@ class KeyHolder(Feeder):
             ciphertexts = round_.parts[round_.next]
             if round_.next == 0:  # the key room's ledger has every segment
                 self.do(ev.Record("opening", self.number, 0, self._contributors(round_)))
-            self.do(ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts))
+            length = self.rules.segment_length(round_.opening.length, round_.next)
+            self.do(ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts, length))
         elif round_.ended or round_.next == round_.segments:
             self._close(round_)
 

@@ -251,6 +251,25 @@ def test_a_false_signature(world: World, mallory: Mallory) -> None:
     mallory.contribute()
 
 
+def test_words_of_the_key_holder_from_somebody_else(world: World, mallory: Mallory) -> None:
+    assert mallory.opening is not None
+    round_, base, since = mallory.opening.round, mallory.opening.base, len(world.events)
+    false = (
+        Fail(round_, base, "the study is over", True),
+        Finish(base),
+        Total(round_, base, 0, frozenset(everyone(world)), bytes(100)),
+    )
+    for message in false:
+        mallory.say(message, "")
+    world.until(
+        lambda: world.counted(world.tree.apex, mallory.name, "a message on its proper way", since) == len(false)
+    )
+    mallory.say(Gone(base, _sibling(world, mallory)), world.tree.key_holder)  # it is not below mallory
+    mallory.say(Joined(round_, base, 2**53 - 1, 2**53 - 1, mallory.target), world.tree.key_holder)
+    mallory.contribute()
+    assert closed_over(world, round_) == everyone(world)
+
+
 def test_two_different_totals_for_one_segment(world: World, mallory: Mallory) -> None:
     assert mallory.opening is not None
     since = len(world.events)
@@ -320,25 +339,6 @@ def test_a_flood_of_attempts(world: World, mallory: Mallory) -> None:
         mallory.say(mallory.partial(0, part, attempt=attempt))
     world.refusal(world.tree.apex, mallory.name, "at most 8 attempts", since)
     mallory.stay_away()
-
-
-def test_words_of_the_key_holder_from_somebody_else(world: World, mallory: Mallory) -> None:
-    assert mallory.opening is not None
-    round_, base, since = mallory.opening.round, mallory.opening.base, len(world.events)
-    false = (
-        Fail(round_, base, "the study is over", True),
-        Finish(base),
-        Total(round_, base, 0, frozenset(everyone(world)), bytes(100)),
-    )
-    for message in false:
-        mallory.say(message, "")
-    world.until(
-        lambda: world.counted(world.tree.apex, mallory.name, "a message on its proper way", since) == len(false)
-    )
-    mallory.say(Gone(base, _sibling(world, mallory)), world.tree.key_holder)  # it is not below mallory
-    mallory.say(Joined(round_, base, 2**53 - 1, 2**53 - 1, mallory.target), world.tree.key_holder)
-    mallory.contribute()
-    assert closed_over(world, round_) == everyone(world)
 
 
 # ---- connections ----------------------------------------------------------------------------------------
