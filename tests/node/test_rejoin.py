@@ -84,3 +84,21 @@ def test_a_parent_does_not_wait_all_the_round_for_a_child_that_cannot_come(parti
     network.run()
     check(network)
     assert opened[2] - opened[1] < network.rules.gather_seconds / 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(7, 16), st.integers(0, 2**32), st.floats(-0.5, 1.5), st.data())
+def test_a_parent_that_dies_as_the_study_ends_keeps_nobody_from_the_last_word(
+    parties: int, seed: int, when: float, data: st.DataObject
+) -> None:
+    undisturbed = Network(parties, seed, rounds=2)
+    undisturbed.run()
+    network = Network(parties, seed, rounds=2)
+    inner = [name for name in network.names[1:] if network.tree.children[name]]
+    victim = data.draw(st.sampled_from(inner))
+    network.plan(max(1.0, undisturbed.now - when), lambda: network.kill(victim))
+    assert network.run()
+    check(network)
+    others = [node for name, node in network.nodes.items() if name != victim]
+    assert {node.error for node in others} == {None}
+    assert len({network.disks[node.name].state for node in others}) == 1
