@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from node.protocol.party import State
 from tests.node.faults import check
 from tests.node.network import Network
 
@@ -86,19 +87,23 @@ def test_a_parent_does_not_wait_all_the_round_for_a_child_that_cannot_come(parti
     assert opened[2] - opened[1] < network.rules.gather_seconds / 2
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(7, 16), st.integers(0, 2**32), st.floats(-0.5, 1.5), st.data())
-def test_a_parent_that_dies_as_the_study_ends_keeps_nobody_from_the_last_word(
-    parties: int, seed: int, when: float, data: st.DataObject
-) -> None:
-    undisturbed = Network(parties, seed, rounds=2)
-    undisturbed.run()
-    network = Network(parties, seed, rounds=2)
+@pytest.mark.parametrize("seed", range(30))
+def test_a_parent_that_dies_as_the_study_ends_keeps_nobody_from_the_last_word(seed: int) -> None:
+    """It has the last word, and those below it do not: 30 of 150 such runs failed when nobody waited for them."""
+    network = Network(7 + seed % 10, seed, rounds=2)
     inner = [name for name in network.names[1:] if network.tree.children[name]]
-    victim = data.draw(st.sampled_from(inner))
-    network.plan(max(1.0, undisturbed.now - when), lambda: network.kill(victim))
+    victim = inner[seed % len(inner)]
+
+    def look() -> None:
+        if network.nodes[victim].machine.state is State.ENDING:
+            network.kill(victim)
+        elif network.is_alive(victim):
+            network.plan(network.now + 0.005, look)
+
+    network.plan(1.0, look)
     assert network.run()
     check(network)
+    assert network.disks[victim].chain[-1].close.round == 2, "it was about to leave"
     others = [node for name, node in network.nodes.items() if name != victim]
     assert {node.error for node in others} == {None}
     assert len({network.disks[node.name].state for node in others}) == 1
