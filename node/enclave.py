@@ -24,6 +24,7 @@ import numpy.random  # else each enclave would import it
 
 from keys.ceremony import PUBLIC_KEY
 from keys.ckks import Sealer
+from keys.ckks import prepare as prepare_plan
 from keys.errors import WardtreeError
 from keys.plan import Plan
 from node import update
@@ -92,6 +93,7 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
     """
     name_process(f"template {settings.party}")
     warm_up(settings.task)
+    prepare_plan(settings.plan)
     while True:
         request, (*ends,), _, _ = socket.recv_fds(control, 16, 3)
         if not request:

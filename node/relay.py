@@ -68,6 +68,8 @@ def run_relay(
     except WardtreeError as error:
         telemetry.tell("stopped", error=str(error))
         code = ENDED_FROM_OUTSIDE if isinstance(error, RoomEndedError) else 2
+    finally:
+        telemetry.flush()
     raise SystemExit(code)
 
 
@@ -110,6 +112,7 @@ class Relay:
         self._start_enclave("prepare")
         self.timers[BEAT] = time.monotonic() + BEAT_SECONDS
         while self.exit_code is None:
+            self.telemetry.flush()
             messages, descriptors, connected = self.transport.poll(self._patience())
             for peer in connected:
                 self.neighbours.introduce(peer)
@@ -126,6 +129,7 @@ class Relay:
                 self._hear_enclave(enclave)
             self._expire()
         self._end_enclave()
+        self.keeper.save()
         self.transport.close()
         return self.exit_code
 

@@ -120,6 +120,7 @@ class Transport:
         keys = z85.encode(bytes(PrivateKey(curve_secret).public_key)), z85.encode(curve_secret)
         self._configure = partial(_configure, keys=keys, max_message=max_message)
         self.traffic = Traffic()
+        self._check_due = 0.0
         self._context = zmq.Context()
         self._poller = zmq.Poller()
         self._authenticator = Authenticator(self._context)
@@ -198,7 +199,9 @@ class Transport:
                     self._connections.heard(descriptor, name)
                     messages.append((name, [frame.bytes for frame in frames]))
             line.redial_if_due()
-        self._connections.check()
+        if (now := time.monotonic()) >= self._check_due:
+            self._connections.check()
+            self._check_due = now + CHECK_SECONDS / 10
         for peer, parts in messages:
             self.traffic.count(self.traffic.received, peer, parts)
         return messages, {fd for fd in ready if isinstance(fd, int)}, connected

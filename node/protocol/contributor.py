@@ -78,8 +78,9 @@ class Contributor(Adder):
         self.climb_to(self.tree.parent[self.me])
         if opening.round > self.last_round:
             self.last_round = opening.round
-            self.do(ev.Record("training", opening.round, 0, frozenset()))
-            self.do(ev.Train(opening.round, opening.purpose), ev.PullSegment(opening.round, 0))
+            # The enclave starts while the disk takes the record, which is there before anything of it can be sent.
+            self.do(ev.Train(opening.round, opening.purpose))
+            self.do(ev.Record("training", opening.round, 0, frozenset()), ev.PullSegment(opening.round, 0))
         else:
             self.round.awaited.discard(self.me)  # we trained in it before we restarted: never twice in a round
         self.do(ev.SetTimer("gather", self._patience(opening.gather_ms / 1000)))

@@ -178,8 +178,8 @@ class KeyHolder(Feeder):
         self.present.expected = live - {self.me}
         self.round = Round(opening, tree, self.rules.segments(self.lengths[purpose]))
         self.state = State.GATHERING
-        self.do(ev.Report("opened", self.number), ev.Record("training", self.number, 0, frozenset()))
-        self.do(ev.Train(self.number, purpose), ev.SetTimer("round", self.rules.gather_seconds))
+        self.do(ev.Report("opened", self.number), ev.Train(self.number, purpose))
+        self.do(ev.Record("training", self.number, 0, frozenset()), ev.SetTimer("round", self.rules.gather_seconds))
         self.open_log(self.number, opening)
         return True
 
