@@ -256,7 +256,7 @@ class World:
         assert all("\n" not in text for text in line)
         return line
 
-    def honest_rounds_go_on(self, rounds: int = 2) -> None:
+    def honest_rounds_go_on(self, rounds: int = 1) -> None:
         """Every living node applies so many more."""
         assert self.launcher.running, "they have all ended"
         goal = {name: self.rounds(name) + rounds for name in self.launcher.running}

@@ -33,7 +33,7 @@ from tests.node.zmtp import CurveClient
 from topology import Tree
 
 REVOKED = "party-06"
-FLOOD_SECONDS = 60.0 if FULL else 2.0
+FLOOD_SECONDS = 60.0 if FULL else 1.5
 Flood = Callable[[CurveClient, bytes], Iterator[bytes]]
 MAY_GROW = 48 << 20
 """Bytes that a flood may add to the most memory that a node ever had."""

@@ -46,10 +46,10 @@ Event = dict[str, Any]
 
 
 class Watched:
-    """Seven nodes unless a test says otherwise; ``record`` has what they told."""
+    """Five nodes unless a test says otherwise; ``record`` has what they told."""
 
     def __init__(
-        self, out: Path, parties: int = 7, rounds: int = 3, seconds: float = 0.5, join_seconds: float = 25.0
+        self, out: Path, parties: int = 5, rounds: int = 3, seconds: float = 0.4, join_seconds: float = 25.0
     ) -> None:
         text = STUDY.format(rounds=rounds, seconds=seconds, join_seconds=join_seconds)
         tables, key_holder = simulated_parties(parties, {})
