@@ -26,7 +26,7 @@ def opened(nodes: Watched, name: str, round_: int) -> None:
 
 
 def test_a_death_while_it_trains_costs_its_own_contribution_alone(tmp_path: Path) -> None:
-    """An enclave, a leaf, an inner node, whose children move to its parent in the same round. The apex costs one round."""
+    """An enclave, a leaf, an inner node: its children move to its parent in the same round. The apex: one round."""
     with watched(tmp_path, parties=7, rounds=6) as nodes:
         leaf, inner, apex = nodes.leaf, nodes.inner, nodes.apex
         nodes.start()
