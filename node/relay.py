@@ -46,7 +46,6 @@ class Current:
     key holder, the key room has a process for it."""
 
     round: int = -1
-    purpose: str = ""
     open: bool = False
     enclave: Enclave | None = None
     pulls: int = 0
@@ -297,7 +296,7 @@ class Relay:
             base=self.machine.base,
             others=sorted(command.others),
             own=self.home.name if command.own else None,
-            length=self._segment_length(command.segment),
+            length=command.length,
             ciphertexts=command.ciphertexts,
         )
 
@@ -352,7 +351,7 @@ class Relay:
                 self._stop(error)
 
     def _train(self, round_: int, purpose: str) -> None:
-        self.current.round, self.current.purpose, self.current.began = round_, purpose, time.monotonic()
+        self.current.round, self.current.began = round_, time.monotonic()
         key_holder = self.home.manifest.card(self.home.tree.key_holder)
         canary_key = round_key(
             self.identity.box_secret, key_holder.box_key, self.home.digest, round_, self.machine.base
@@ -364,7 +363,7 @@ class Relay:
     def _merge(self, command: ev.Merge) -> None:
         watch = Stopwatch()
         plan, place = self.home.plan, (command.round, command.attempt, command.segment)
-        ciphertexts = plan.ciphertexts(self._segment_length(command.segment))
+        ciphertexts = plan.ciphertexts(command.length)
         try:
             total = update.merge(plan, command.parts)
         except CiphertextError:
@@ -374,9 +373,6 @@ class Relay:
             return
         self._stage_time("merge", watch.seconds)
         self.events.append(ev.Merged(*place, total))
-
-    def _segment_length(self, segment: int) -> int:
-        return self.home.rules.segment_length(self.machine.lengths[self.current.purpose], segment)
 
     def _apply(self, command: ev.Apply) -> None:
         self._end_enclave()  # nothing of it counts in this round any more, and the model changes under it
