@@ -55,9 +55,7 @@ def levels_of(parties: int) -> int:
     return parties.bit_length() - 1
 
 
-def run(
-    parties: int, make_task: MakeTask, contexts: tuple[bytes, bytes] | None, rounds: int, keep: int
-) -> Run:
+def run(parties: int, make_task: MakeTask, contexts: tuple[bytes, bytes] | None, rounds: int, keep: int) -> Run:
     """Run so many rounds with a process for each party.
 
     Args:

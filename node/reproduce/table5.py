@@ -162,7 +162,7 @@ def write_page(results: Results) -> str:
             parts.append(f"## The file of {file}\n\n{_accuracies(results, file)}")
     parts.append("## Encrypted against plain, repetition by repetition\n\n" + _equality(results))
     parts.append("## What was promised\n\n" + _promises(results))
-    parts.append(NOTES)
+    parts.append(NOTES.format(step=CLIP / (2 ** (VALUE_BITS - 1) - 1)))
     parts.append(results.foot())
     return "\n".join(parts)
 
@@ -178,7 +178,7 @@ NOTES = """\
   trend says anything of federated learning.
 - Ours rounds each value of an update to a grid of {step:.1e} and adds integers exactly; plain adds float64. The paper's
   smaller setting has noise of about 10^-3, enough to turn single test rows.
-""".format(step=CLIP / (2 ** (VALUE_BITS - 1) - 1))
+"""
 
 
 def _expected(file: str, parties: int) -> float | None:
@@ -217,7 +217,14 @@ def _compared(results: Results) -> Iterator[tuple[Row, int, float]]:
 
 
 def _equality(results: Results) -> str:
-    head = ("file", "parties", "scheme", "repetitions with another accuracy", "largest difference of a parameter", "s a round")
+    head = (
+        "file",
+        "parties",
+        "scheme",
+        "repetitions with another accuracy",
+        "largest difference of a parameter",
+        "s a round",
+    )
     order = {name: place for place, name in enumerate(SCHEMES)}
     found = sorted(_compared(results), key=lambda each: (each[0]["file"], each[0]["parties"], order[each[0]["scheme"]]))
     return table(
@@ -268,4 +275,3 @@ def draw(results: Results, file: Path) -> None:
             axes.set_xticklabels([str(count) for count in PARTIES])
         panels[0].set_ylabel("accuracy on 200 patients, %")
         panels[0].legend(frameon=False, fontsize=8)
-

@@ -44,7 +44,7 @@ class Patients:
 
     def accuracy(self, models: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Of models (..., features + 1): the share of patients that each has right."""
-        right = (self.x @ np.asarray(models, np.float64).T > 0).T == (self.y == 1)
+        right = (self.y == 1) == (self.x @ np.asarray(models, np.float64).T > 0).T
         return np.asarray(right.mean(axis=-1))
 
     def take(self, rows: NDArray[np.int64]) -> "Patients":
