@@ -6,16 +6,19 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from keys.errors import WardtreeError
+from node.privacy.accountant import MECHANISMS
+from node.reproduce import table3 as three
 from node.reproduce import table5 as five
 from node.reproduce import timings as times
 from node.reproduce.framingham import FILES
 from node.reproduce.output import Results
 
+T = TypeVar("T", bound=str)
 RESULTS, QUICK = Path("docs/results"), Path("runs/reproduce-quick")
 
 app = typer.Typer(
@@ -69,6 +72,29 @@ def table5(
 
 
 @app.command()
+def table3(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    repetitions: Annotated[int | None, typer.Option(min=1, help="Of each cell; default 100, quick 10.")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(three.CASES)}.")] = None,
+    accountant: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(MECHANISMS)}.")] = None,
+) -> None:
+    """Accuracy against the privacy budget: heart disease, DP-SGD."""
+    results = _results("table3", ("recipe", "accountant", "epsilon"), quick, out)
+    if redraw:
+        three.publish(results)
+        return
+    three.run(
+        results,
+        repetitions or (10 if quick else 100),
+        three.QUICK_EPSILONS if quick else three.EPSILONS,
+        _known("--recipe", recipe, tuple(three.CASES)),
+        _known("--accountant", accountant, MECHANISMS),
+    )
+
+
+@app.command()
 def timings(
     quick: Quick = False,
     out: Out = None,
@@ -86,17 +112,17 @@ def timings(
     times.run(results, sizes, repeats, _known("--scheme", scheme, times.SCHEMES))
 
 
-def _known(option: str, asked: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[T, ...]:
     for one in asked or ():
         if one not in known:
             raise WardtreeError(f"{option}: expected one of {', '.join(known)}, came {one!r}")
-    return tuple(asked or known)
+    return tuple(one for one in known if asked is None or one in asked)
 
 
 @app.command("all")
 def everything(quick: Quick = False, out: Out = None) -> None:
     """All of them, one after the other; says how long each took."""
-    for command in (table5, timings):
+    for command in (table3, table5, timings):
         began = time.monotonic()
         command(quick=quick, out=out)
         print(f"{command.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr)

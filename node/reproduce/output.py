@@ -103,7 +103,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def verdict(kept: bool) -> str:
+ENOUGH = 100
+"""Repetitions from which on a mean is judged."""
+
+
+def verdict(kept: bool, repetitions: int = ENOUGH) -> str:
+    """A promise's last cell; a mean over fewer repetitions than were promised says nothing either way."""
+    if repetitions < ENOUGH:
+        return f"not judged by {repetitions} repetitions"
     return "kept" if kept else "**not kept**"
 
 
