@@ -12,6 +12,7 @@ import typer
 
 from keys.errors import WardtreeError
 from node.privacy.accountant import MECHANISMS
+from node.reproduce import overhead as over
 from node.reproduce import table3 as three
 from node.reproduce import table5 as five
 from node.reproduce import timings as times
@@ -112,6 +113,24 @@ def timings(
     times.run(results, sizes, repeats, _known("--scheme", scheme, times.SCHEMES))
 
 
+@app.command()
+def overhead(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    rounds: Annotated[int | None, typer.Option(min=1, help="After the first; default 20, quick 5.")] = None,
+    params: Annotated[list[int] | None, typer.Option(min=1, help="Only so many; may be repeated.")] = None,
+    parties: Annotated[list[int] | None, typer.Option(min=3, max=64, help="Only these; may be repeated.")] = None,
+) -> None:
+    """The paper's formula for the total overhead against measured rounds."""
+    results = _results("overhead", ("params", "scheme", "parties"), quick, out)
+    if redraw:
+        over.publish(results)
+        return
+    sizes = tuple(params or (over.QUICK_PARAMS if quick else over.PARAMS))
+    over.run(results, rounds or (5 if quick else 20), sizes, tuple(parties or over.PARTIES))
+
+
 def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[T, ...]:
     for one in asked or ():
         if one not in known:
@@ -122,7 +141,7 @@ def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[
 @app.command("all")
 def everything(quick: Quick = False, out: Out = None) -> None:
     """All of them, one after the other; says how long each took."""
-    for command in (table3, table5, timings):
+    for command in (table3, table5, timings, overhead):
         began = time.monotonic()
         command(quick=quick, out=out)
         print(f"{command.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr)

@@ -27,7 +27,8 @@ from node.tasks.base import Task, TrainingRound
 MakeTask = Callable[[int], Task]
 """The task of party 0, 1, ...: called in that party's process."""
 
-_PATIENCE_MS = 300_000
+PATIENCE_MS = 300_000
+"""A party that hears nothing for so long gives up."""
 
 
 class HeapError(WardtreeError):
@@ -65,7 +66,7 @@ def run(parties: int, make_task: MakeTask, contexts: tuple[bytes, bytes] | None,
     Raises:
         HeapError: a party's process ended before the end.
     """
-    ports = _free_ports(parties)
+    ports = free_ports(parties)
     ours, theirs = Channel.pair()
     children: dict[str, int] = {}
     try:
@@ -104,7 +105,7 @@ def _party(
 
         def link(party: int, connect: bool) -> zmq.Socket[bytes]:
             end = stack.enter_context(context.socket(zmq.PAIR))
-            end.setsockopt(zmq.RCVTIMEO, _PATIENCE_MS)
+            end.setsockopt(zmq.RCVTIMEO, PATIENCE_MS)
             address = f"tcp://127.0.0.1:{ports[party]}"
             end.connect(address) if connect else end.bind(address)
             return end
@@ -137,7 +138,8 @@ def _party(
             channel[1].send("done", models=np.stack(kept).tobytes(), kept=len(kept), seconds=seconds, upload=upload)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
