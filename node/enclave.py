@@ -38,7 +38,11 @@ from node.tasks.base import Setup, Task
 from node.tasks.loader import BUILTIN, load_task
 from node.telemetry import Stopwatch
 
-WARM = {"synthetic": (), "tabular": ("torch", "pandas", "sklearn.model_selection")}
+WARM = {
+    "synthetic": (),
+    "tabular": ("torch", "pandas", "sklearn.model_selection"),
+    "node.tasks.heart_risk:HeartRiskTask": (),
+}
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
 
 
