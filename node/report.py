@@ -22,6 +22,7 @@ from rich.text import Text
 
 from keys.manifest import TWO_PARTIES
 from node.protocol.messages import STATISTICS, TRAIN
+from node.protocol.posture import allowed_gaps
 from node.record import STAGES, Record
 from topology import Tree
 
@@ -92,7 +93,8 @@ def build(federation: Federation, outcome: Outcome, comparison: Mapping[str, Any
         "bytes": {name: dict(record.traffic[name]) for name in record.parties if name in record.traffic},
         "saw": _saw(record, tree, rounds),
         "results": comparison,
-        "notes": [*comparison.get("notes", ()), *_small_sets(rounds)],
+        "notes": [*comparison.get("notes", ()), *_small_sets(rounds), *allowed_gaps(record.postures)],
+        "sandbox": dict(sorted(record.postures.items())),
         "seconds": outcome.seconds,
         "seconds_before": {"ceremony": outcome.ceremony_seconds, "start": outcome.start_seconds},
         "peak": asdict(outcome.peak) if outcome.peak else None,
