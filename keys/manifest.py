@@ -19,6 +19,7 @@ from keys.errors import WardtreeError
 from keys.identity import NAME, SIGNATURE_BYTES, Card, verify
 
 FORMAT = "wardtree-manifest/1"
+TWO_PARTIES = "two-parties"  # the debug name under which two members agree to hide nothing from each other
 DOMAIN = "manifest"  # of the signatures over a manifest's body
 MAX_MANIFEST = 2**20  # bytes of a manifest's file, signed or not
 CLOCK_SKEW = timedelta(minutes=10)  # how far ahead the coordinator's clock may be
@@ -125,6 +126,13 @@ class Manifest:
     def names(self) -> tuple[str, ...]:
         """All members, sorted."""
         return tuple(card.name for card in self.cards)
+
+    @property
+    def quorum(self) -> int:
+        """Among how many others a published set must hide each party: ``min_hidden``; 1 only for two members who
+        both signed that they want an experiment in which each learns the other's update."""
+        agreed = len(self.cards) == 2 and self.allow_two_parties and TWO_PARTIES in self.debug
+        return 1 if agreed else self.min_hidden
 
     @property
     def signing_keys(self) -> dict[str, bytes]:

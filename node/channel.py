@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import msgpack
@@ -46,11 +47,18 @@ class Channel:
         Raises:
             ChannelClosedError: the other side is gone.
         """
+        head, body = packed(kind, **fields)
+        self.send_packed((head + body,) if len(body) < _CHUNK else (head, body))
+
+    def send_packed(self, parts: Iterable[bytes]) -> None:
+        """Send the bytes of whole messages.
+
+        Raises:
+            ChannelClosedError: the other side is gone.
+        """
         assert self.write is not None
-        body = msgpack.packb({"kind": kind, **fields}, use_bin_type=True)
-        head = _LENGTH.pack(len(body))
         try:
-            for part in (head + body,) if len(body) < _CHUNK else (head, body):
+            for part in parts:
                 view = memoryview(part)
                 while view:
                     view = view[os.write(self.write, view) :]
@@ -120,6 +128,12 @@ class Channel:
             whole[:end] = bytes(end)  # it may have been a plaintext
         del self._buffer[:end]
         return message
+
+
+def packed(kind: str, **fields: Any) -> tuple[bytes, bytes]:
+    """Head and body of a message."""
+    body = msgpack.packb({"kind": kind, **fields}, use_bin_type=True)
+    return _LENGTH.pack(len(body)), body
 
 
 def _unpack(body: memoryview) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import numpy.random  # else each enclave would import it
 
 from keys.ceremony import PUBLIC_KEY
 from keys.ckks import Sealer
+from keys.ckks import prepare as prepare_plan
 from keys.errors import WardtreeError
 from keys.plan import Plan
 from node import update
@@ -42,7 +43,11 @@ from node.tasks.base import Setup, Task
 from node.tasks.loader import BUILTIN, load_task
 from node.telemetry import Stopwatch
 
-WARM = {"synthetic": (), "tabular": ("torch", "pandas", "sklearn.model_selection")}
+WARM = {
+    "synthetic": (),
+    "tabular": ("torch", "pandas", "sklearn.model_selection"),
+    "node.tasks.heart_risk:HeartRiskTask": (),
+}
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
 
 
@@ -99,6 +104,7 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
     name_process(f"template {settings.party}")
     adopt_orphans()
     warm_up(settings.task)
+    prepare_plan(settings.plan)
     policy.sealer()  # where Python lies is found out once, for all that will be forked
     while True:
         try:

@@ -145,7 +145,7 @@ class Home:
     def rules(self) -> Rules:
         return Rules(
             rounds=self.study.rounds,
-            min_hidden=self.manifest.min_hidden,
+            min_hidden=self.manifest.quorum,
             values_per_segment=self.plan.values_per_segment,
             window=WINDOW,
             gather_seconds=self.study.deadlines.round_seconds,

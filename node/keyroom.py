@@ -184,7 +184,7 @@ class Openings:
         """Whether this key may open this segment of this round over this set."""
         later = (round_, segment) > self._last
         used_up = self._count >= self._home.study.aggregation.max_openings
-        return later and not self._retired and not used_up and quorum_met(listed, self._home.manifest.min_hidden)
+        return later and not self._retired and not used_up and quorum_met(listed, self._home.manifest.quorum)
 
     def record(self, round_: int, segment: int, listed: frozenset[str], ciphertexts: bytes) -> None:
         """To be done before the opening: its round is on the disk then, and can never be opened again."""

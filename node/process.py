@@ -10,7 +10,7 @@ import signal
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from keys.errors import WardtreeError
@@ -39,6 +39,16 @@ def spawn(parent_signal: int, target: Callable[..., None], *arguments: Any) -> i
     if os.getppid() != parent:  # it died between the two lines above
         os._exit(1)
     end_process(target, *arguments)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a Ctrl-C wait: in the middle of an import of compiled code it would be a traceback."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
 
 
 def end_process(target: Callable[..., None], *arguments: Any) -> NoReturn:

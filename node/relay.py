@@ -52,7 +52,6 @@ class Current:
     """The round in hand. ``open``: at the key holder, the key room has a process for it."""
 
     round: int = -1
-    purpose: str = ""
     open: bool = False
     began: float = 0.0
 
@@ -73,6 +72,8 @@ def run_relay(
     except WardtreeError as error:
         telemetry.tell("stopped", error=str(error))
         code = ENDED_FROM_OUTSIDE if isinstance(error, RoomEndedError) else 2
+    finally:
+        telemetry.flush()
     raise SystemExit(code)
 
 
@@ -119,6 +120,7 @@ class Relay:
         self._start_enclave("prepare")
         self.timers[BEAT] = time.monotonic() + BEAT_SECONDS
         while self.exit_code is None:
+            self.telemetry.flush()
             messages, descriptors, connected = self.transport.poll(self._patience())
             for peer in connected:
                 self.neighbours.introduce(peer)
@@ -130,6 +132,7 @@ class Relay:
             if self.enclave.is_readable(descriptors):
                 self._hear_enclave()
             self._expire()
+        self.keeper.save()
         self.enclave.end()
         self._see_rooms_end()
         self.transport.close()
@@ -298,7 +301,7 @@ class Relay:
             base=self.machine.base,
             others=sorted(command.others),
             own=self.home.name if command.own else None,
-            length=self._segment_length(command.segment),
+            length=command.length,
             ciphertexts=command.ciphertexts,
         )
 
@@ -354,7 +357,7 @@ class Relay:
                 self._stop(error)
 
     def _train(self, round_: int, purpose: str) -> None:
-        self.current.round, self.current.purpose, self.current.began = round_, purpose, time.monotonic()
+        self.current.round, self.current.began = round_, time.monotonic()
         key_holder = self.home.manifest.card(self.home.tree.key_holder)
         canary_key = round_key(
             self.identity.box_secret, key_holder.box_key, self.home.digest, round_, self.machine.base
@@ -366,7 +369,7 @@ class Relay:
     def _merge(self, command: ev.Merge) -> None:
         watch = Stopwatch()
         plan, place = self.home.plan, (command.round, command.attempt, command.segment)
-        ciphertexts = plan.ciphertexts(self._segment_length(command.segment))
+        ciphertexts = plan.ciphertexts(command.length)
         try:
             total = update.merge(plan, command.parts)
         except CiphertextError:
@@ -376,9 +379,6 @@ class Relay:
             return
         self._stage_time("merge", watch.seconds)
         self.events.append(ev.Merged(*place, total))
-
-    def _segment_length(self, segment: int) -> int:
-        return self.home.rules.segment_length(self.machine.lengths[self.current.purpose], segment)
 
     def _apply(self, command: ev.Apply) -> None:
         self.enclave.end()  # nothing of it counts in this round any more, and the model changes under it

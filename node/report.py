@@ -20,6 +20,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from keys.manifest import TWO_PARTIES
 from node.protocol.messages import STATISTICS, TRAIN
 from node.protocol.posture import allowed_gaps
 from node.record import STAGES, Record
@@ -81,7 +82,7 @@ def build(federation: Federation, outcome: Outcome, comparison: Mapping[str, Any
         "ok": not errors and identical and exact is not False and trained == study.rounds,
         "models_identical": identical,
         "sums_exact": exact,
-        "debug": [_CHECK_SUMS] if checked else [],
+        "debug": [_DEBUG[name] for name in study.debug.names],
         "errors": errors,
         "warnings": list(record.warnings),
         "dropped": _dropped(record),
@@ -107,6 +108,12 @@ _CHECK_SUMS = (
     "for each round, and the launcher compared the sum with <r, total>. Such a figure says something about an "
     "update: this mode exists in local runs and tests only, and only where the manifest allows it by name."
 )
+
+_TWO_PARTIES = (
+    "two-parties: an experiment with public data. Of two parties each learns the other's update by subtraction, so "
+    "nobody is hidden from anybody."
+)
+_DEBUG = {"check-sums": _CHECK_SUMS, TWO_PARTIES: _TWO_PARTIES}
 
 
 def _version() -> str:

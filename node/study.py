@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from keys.errors import WardtreeError
+from keys.manifest import TWO_PARTIES
 from keys.plan import MAX_SEGMENT_CIPHERTEXTS, PlanError
 from keys.planner import choose
 from node.settings import Settings, printable, problems
@@ -107,9 +108,16 @@ class Sandbox(Settings):
 
 
 class Debug(Settings):
-    """``[debug]``: ``check_sums`` lets ``wardtree local`` compare each opened total with a linear check."""
+    """``[debug]``: ``check_sums`` lets ``wardtree local`` compare each opened total with a linear check;
+    ``two_parties`` lets two parties take part in an experiment in which each learns the other's update."""
 
     check_sums: bool = Field(default=False, description="true or false")
+    two_parties: bool = Field(default=False, description="true or false")
+
+    @property
+    def names(self) -> list[str]:
+        """What of it is on, as the manifest names it."""
+        return [name for name, on in (("check-sums", self.check_sums), (TWO_PARTIES, self.two_parties)) if on]
 
 
 class Study(Settings):

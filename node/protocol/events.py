@@ -234,12 +234,13 @@ class PullSegment:
 
 @dataclass(frozen=True)
 class Merge:
-    """Add the parts of one segment."""
+    """Add the parts of one segment of ``length`` integers."""
 
     round: int
     attempt: int
     segment: int
     parts: tuple[bytes, ...]
+    length: int
 
 
 @dataclass(frozen=True)
@@ -255,13 +256,14 @@ class Record:
 
 @dataclass(frozen=True)
 class OpenTotal:
-    """Have the key room open one segment's total over ``others``, and add our own integers if ``own``."""
+    """Have the key room open one segment's total over ``others``, and add our own ``length`` integers if ``own``."""
 
     round: int
     segment: int
     others: frozenset[str]
     own: bool
     ciphertexts: bytes
+    length: int
 
 
 @dataclass(frozen=True)

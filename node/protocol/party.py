@@ -86,8 +86,8 @@ class Party:
                 self._receive(event)
             case ev.Room(peer, pending):
                 if peer in self.up:
-                    self.pending[peer] = pending
-                    self.on_room(peer)
+                    was, self.pending[peer] = self.pending[peer], pending
+                    self.on_room(peer, pending < was)
             case ev.Up(peer):
                 restarted = peer in self.up  # or it gave us up, before we noticed
                 self.up.add(peer)
@@ -140,8 +140,8 @@ class Party:
         """A neighbour is not there any more."""
         raise NotImplementedError
 
-    def on_room(self, peer: str) -> None:
-        """A neighbour consumed something."""
+    def on_room(self, peer: str, consumed: bool) -> None:
+        """A neighbour was heard; whether it ``consumed`` something."""
         raise NotImplementedError
 
     # ---- commands ---------------------------------------------------------------------------------------

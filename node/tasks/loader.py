@@ -22,7 +22,8 @@ def load_task_class(name: str) -> type[Task]:
     Raises TaskError where there is no such module or class, or where it lacks a method.
     """
     module_name, class_name = _split(name)
-    task_source(name)  # whether there is one, before any of it runs
+    if name not in BUILTIN:
+        task_source(name)  # whether there is one, before any of it runs
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's own code raises while it is imported

@@ -1,0 +1,94 @@
+"""DP-SGD by Opacus under our own accountant: the stop comes before the step that would pass the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from node.privacy.accountant import Accountant
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a hospital trains with noise.
+
+    Attributes:
+        learning_rate, momentum: of stochastic gradient descent.
+        batch_size: rows expected in a batch; None: all rows, in every step.
+        epochs: passes over the rows, in expectation.
+        clip: the most that one row's gradient may be long.
+        noise_multiplier: sigma of the noise over ``clip``; 0: neither clipping nor noise.
+    """
+
+    learning_rate: float
+    batch_size: int | None
+    epochs: int
+    clip: float
+    noise_multiplier: float
+    momentum: float = 0.0
+
+    def batches(self, rows: int) -> int:
+        """Steps of a pass over so many rows; each row is in each batch with probability 1 over it."""
+        return 1 if self.batch_size is None else -(-rows // self.batch_size)
+
+    def sample_rate(self, rows: int) -> float:
+        return 1 / self.batches(rows)
+
+
+def train(
+    module: torch.nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    loss: Callable[[Any, Any], Any],
+    recipe: Recipe,
+    accountant: Accountant,
+    generator: torch.Generator | None = None,
+) -> int:
+    """Train ``module`` in place; gives the number of steps. Batches are Poisson samples, as the accounting assumes.
+
+    Args:
+        loss: a mean over rows.
+        generator: for batches and noise, where the result is to be repeated and the data are public. None: torch's
+            own, which an enclave seeds from the operating system.
+
+    Raises:
+        BudgetError: the next step would pass the budget; the steps before it are in ``module``, and spent.
+    """
+    import torch
+    from opacus import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+
+    rows = len(y)
+    private = recipe.noise_multiplier > 0
+    optimizer: Any = torch.optim.SGD(module.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)
+    model: Any = module
+    if private:
+        model = GradSampleModule(module, loss_reduction="mean")
+        optimizer = DPOptimizer(
+            optimizer,
+            noise_multiplier=recipe.noise_multiplier,
+            max_grad_norm=recipe.clip,
+            expected_batch_size=max(1, rows // recipe.batches(rows)),
+            loss_reduction="mean",
+            generator=generator,
+        )
+    steps, rate = 0, recipe.sample_rate(rows)
+    try:
+        for _ in range(recipe.epochs * recipe.batches(rows)):
+            if private:
+                accountant.spend(recipe.noise_multiplier, rate)
+            chosen = torch.rand(rows, generator=generator) < rate
+            optimizer.zero_grad()
+            if private or chosen.any():  # an empty batch is a step of noise alone
+                value = loss(model(x[chosen]), y[chosen])
+                value.backward()
+                optimizer.step()
+            steps += 1
+    finally:
+        if private:
+            model.remove_hooks()
+    return steps

@@ -1,0 +1,161 @@
+"""``python -m node.reproduce``: the published experiments, a command each. ``scripts/reproduce`` calls it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from keys.errors import WardtreeError
+from node.privacy.accountant import MECHANISMS
+from node.reproduce import overhead as over
+from node.reproduce import table3 as three
+from node.reproduce import table5 as five
+from node.reproduce import timings as times
+from node.reproduce.framingham import FILES
+from node.reproduce.output import Results
+
+T = TypeVar("T", bound=str)
+RESULTS, QUICK = Path("docs/results"), Path("runs/reproduce-quick")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make the published tables again, on real processes and sockets. Each command writes NAME.md, .json, .csv and "
+    ".svg; what was measured before stays in NAME.json, so an experiment can be run in parts.",
+    epilog="Examples: reproduce all --quick; reproduce table5 --parties 4 --parties 8; reproduce timings --redraw",
+)
+
+
+@app.callback()
+def _root() -> None:
+    # Many processes share few cores here: threads inside each of them only get in each other's way.
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+
+
+Quick = Annotated[bool, typer.Option("--quick", help=f"Smaller sizes, in minutes; written to {QUICK}.")]
+Out = Annotated[Path | None, typer.Option(help=f"The folder for the results; default: {RESULTS}.")]
+Redraw = Annotated[bool, typer.Option("--redraw", help="Only make page and picture again, from the JSON file.")]
+
+
+def _results(name: str, keys: tuple[str, ...], quick: bool, out: Path | None) -> Results:
+    return Results(out or (QUICK if quick else RESULTS), name, keys, quick)
+
+
+@app.command()
+def table5(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    repetitions: Annotated[int | None, typer.Option(min=1, help="Of each cell; default 100, quick 5.")] = None,
+    parties: Annotated[list[int] | None, typer.Option(min=2, max=16, help="Only these; may be repeated.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(five.SCHEMES)}.")] = None,
+    file: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(FILES)}.")] = None,
+) -> None:
+    """Accuracy by encryption and number of parties: heart disease, logistic regression."""
+    results = _results("table5", ("file", "parties", "scheme"), quick, out)
+    if redraw:
+        five.publish(results)
+        return
+    five.run(
+        results,
+        repetitions or (5 if quick else 100),
+        tuple(parties or five.PARTIES),
+        _known("--scheme", scheme, five.SCHEMES),
+        _known("--file", file, tuple(FILES)),
+    )
+
+
+@app.command()
+def table3(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    repetitions: Annotated[int | None, typer.Option(min=1, help="Of each cell; default 100, quick 10.")] = None,
+    recipe: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(three.CASES)}.")] = None,
+    accountant: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(MECHANISMS)}.")] = None,
+) -> None:
+    """Accuracy against the privacy budget: heart disease, DP-SGD."""
+    results = _results("table3", ("recipe", "accountant", "epsilon"), quick, out)
+    if redraw:
+        three.publish(results)
+        return
+    three.run(
+        results,
+        repetitions or (10 if quick else 100),
+        three.QUICK_EPSILONS if quick else three.EPSILONS,
+        _known("--recipe", recipe, tuple(three.CASES)),
+        _known("--accountant", accountant, MECHANISMS),
+    )
+
+
+@app.command()
+def timings(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    params: Annotated[list[int] | None, typer.Option(min=1, help="Only so many; may be repeated.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(times.SCHEMES)}.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs after a warm-up.")] = 9,
+) -> None:
+    """Tables VI, VIII, IX and 11.5 million parameters: times and sizes of the encryptions."""
+    results = _results("timings", ("params", "scheme"), quick, out)
+    if redraw:
+        times.publish(results)
+        return
+    sizes = tuple(params or (times.QUICK_SIZES if quick else times.SIZES))
+    times.run(results, sizes, repeats, _known("--scheme", scheme, times.SCHEMES))
+
+
+@app.command()
+def overhead(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    rounds: Annotated[int | None, typer.Option(min=1, help="After the first; default 20, quick 5.")] = None,
+    params: Annotated[list[int] | None, typer.Option(min=1, help="Only so many; may be repeated.")] = None,
+    parties: Annotated[list[int] | None, typer.Option(min=3, max=64, help="Only these; may be repeated.")] = None,
+) -> None:
+    """The paper's formula for the total overhead against measured rounds."""
+    results = _results("overhead", ("params", "scheme", "parties"), quick, out)
+    if redraw:
+        over.publish(results)
+        return
+    sizes = tuple(params or (over.QUICK_PARAMS if quick else over.PARAMS))
+    over.run(results, rounds or (5 if quick else 20), sizes, tuple(parties or over.PARTIES))
+
+
+def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[T, ...]:
+    for one in asked or ():
+        if one not in known:
+            raise WardtreeError(f"{option}: expected one of {', '.join(known)}, came {one!r}")
+    return tuple(one for one in known if asked is None or one in asked)
+
+
+@app.command("all")
+def everything(quick: Quick = False, out: Out = None) -> None:
+    """All of them, one after the other; says how long each took."""
+    for command in (table3, table5, timings, overhead):
+        began = time.monotonic()
+        command(quick=quick, out=out)
+        print(f"{command.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+def main() -> None:
+    """The program: an error of the user's is one line."""
+    try:
+        app()
+    except WardtreeError as error:
+        for line in str(error).splitlines():
+            print(f"wardtree: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Our own network for the experiments: a real ceremony, real nodes, and the models that they published."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keys.errors import WardtreeError
+from node.local import Outcome, run_federation
+from node.published import load_model
+from node.simulation import Federation
+from node.study import parse_study
+
+
+class OursError(WardtreeError):
+    """A federation of the experiment did not come to its end."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a federation gave.
+
+    Attributes:
+        models: shape (kept, P), float32: after every ``keep`` rounds.
+        seconds: of each round, from its opening until the last node has applied it.
+        upload: bytes of one party's update, the share of what it sent upward.
+    """
+
+    models: NDArray[np.float32]
+    seconds: list[float]
+    upload: float
+
+
+def run(study: str, data: Mapping[str, Mapping[str, Any]], key_holder: str, keep: int) -> Run:
+    """Run a study on this machine, each party in processes of its own.
+
+    Raises:
+        OursError: a node failed, or the models are not all the same.
+    """
+    parsed = parse_study(study, "the study of the experiment")
+    with tempfile.TemporaryDirectory(prefix="wardtree-reproduce-") as folder:
+        federation = Federation(study, parsed, data, key_holder, Path(folder) / "run")
+        outcome = _complete(federation)
+        models = [load_model(path) for path in sorted((federation.out / "models").glob("round-*.npz"))]
+        trained = [model.parameters for model in models if model.round >= 0]
+        seconds = _seconds(outcome)
+        sent = outcome.record.traffic[outcome.tree.apex]["to_parent"] / len(seconds)
+        return Run(np.stack(trained[keep - 1 :: keep]), seconds, sent)
+
+
+def timed(make: Callable[[Path], Federation]) -> tuple[list[float], int]:
+    """Run the federation that ``make`` gives for a folder: seconds of each round, and links to the deepest leaf.
+
+    Raises:
+        OursError: as :func:`run`.
+    """
+    with tempfile.TemporaryDirectory(prefix="wardtree-reproduce-") as folder:
+        outcome = _complete(make(Path(folder) / "run"))
+        return _seconds(outcome), outcome.tree.height(outcome.tree.key_holder)
+
+
+def _complete(federation: Federation) -> Outcome:
+    outcome = run_federation(federation, lambda record: None)
+    record, name = outcome.record, federation.study.name
+    if any(outcome.codes.values()) or not record.models_identical:
+        raise OursError(f"{name}: {dict(record.errors) or 'the models differ'}")
+    everyone = len(federation.names)
+    lost = [number for number, each in sorted(record.rounds.items()) if len(each.contributors) < everyone]
+    if lost:
+        raise OursError(f"{name}: {len(lost)} rounds without somebody's update, the first of them {lost[0]}")
+    return outcome
+
+
+def _seconds(outcome: Outcome) -> list[float]:
+    return [outcome.record.seconds(number) for number in sorted(outcome.record.rounds)]
