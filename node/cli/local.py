@@ -16,6 +16,7 @@ from node import report as reports
 from node.cli.sandbox import AllowGap
 from node.display import LiveView
 from node.local import Outcome, run_federation
+from node.report_terminal import summary_table
 from node.sandbox.root import leave_root
 from node.simulation import STUDIES, Federation, LocalError, in_process, read_parties, simulated_parties
 from node.study import parse_study
@@ -96,7 +97,7 @@ def local(
     if as_json:
         typer.echo(json.dumps(result, indent=2, sort_keys=True))
     else:
-        console.print(reports.summary_table(result))
+        console.print(summary_table(result))
         console.print(f"Report: {federation.out / 'report.html'} and report.json")
     raise typer.Exit(0 if result["ok"] else 1)
 
