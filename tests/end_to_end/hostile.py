@@ -37,6 +37,7 @@ from node.protocol.messages import Absent, Close, Joined, Message, Open, Partial
 from node.simulation import Federation, simulated_parties
 from node.study import parse_study
 from node.update import Model, seal_segment
+from tests.node.network import CONFINED
 from topology import Tree
 
 STUDY = """\
@@ -113,7 +114,7 @@ class Mallory:
     def join(self) -> None:
         """Say that we are here, so that the next round counts on us."""
         if self.is_up:
-            self.say(Joined(0, self.base, 0, 0, self.target), self.home.manifest.key_holder)
+            self.say(Joined(0, self.base, 0, 0, self.target, CONFINED), self.home.manifest.key_holder)
 
     def vanish(self) -> None:
         """Without a goodbye, as if it were killed."""

@@ -16,6 +16,8 @@ from node.process import ENDED_FROM_OUTSIDE
 from tests.end_to_end.commands import FULL
 from tests.end_to_end.watched import SEGMENTS, Watched, watched
 
+pytestmark = pytest.mark.confined
+
 
 def opened(nodes: Watched, name: str, round_: int) -> None:
     """Until this node has just begun to train in a round."""

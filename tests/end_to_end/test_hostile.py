@@ -27,10 +27,13 @@ from node.protocol.link import DATA, HELLO, Wire
 from node.protocol.messages import Absent, Fail, Finish, Gone, Joined, Open, Total
 from tests.end_to_end.commands import FULL
 from tests.end_to_end.hostile import Mallory, World, living
+from tests.node.network import CONFINED
 from tests.node.test_codec import BOMBS
 from tests.node.test_connections import STEPS
 from tests.node.zmtp import CurveClient
 from topology import Tree
+
+pytestmark = pytest.mark.confined
 
 REVOKED = "party-06"
 FLOOD_SECONDS = 60.0 if FULL else 1.5
@@ -265,7 +268,7 @@ def test_words_of_the_key_holder_from_somebody_else(world: World, mallory: Mallo
         lambda: world.counted(world.tree.apex, mallory.name, "a message on its proper way", since) == len(false)
     )
     mallory.say(Gone(base, _sibling(world, mallory)), world.tree.key_holder)  # it is not below mallory
-    mallory.say(Joined(round_, base, 2**53 - 1, 2**53 - 1, mallory.target), world.tree.key_holder)
+    mallory.say(Joined(round_, base, 2**53 - 1, 2**53 - 1, mallory.target, CONFINED), world.tree.key_holder)
     mallory.contribute()
     assert closed_over(world, round_) == everyone(world)
 
