@@ -36,6 +36,11 @@ class Channel:
         (read_a, write_b), (read_b, write_a) = os.pipe(), os.pipe()
         return cls(read_a, write_a), cls(read_b, write_b)
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those of its two that are open."""
+        return tuple(each for each in (self.read, self.write) if each is not None)
+
     def send(self, kind: str, **fields: Any) -> None:
         """Send one message.
 
@@ -120,6 +125,7 @@ class Channel:
             return None
         with memoryview(self._buffer) as whole, whole[_LENGTH.size : end] as body:
             message = _unpack(body)
+            whole[:end] = bytes(end)  # it may have been a plaintext
         del self._buffer[:end]
         return message
 

@@ -24,7 +24,7 @@ from node.home import Options
 from node.launcher import Launcher, Seat, was_ended_from_outside
 from node.process import end_all, uninterrupted
 from node.record import Record
-from node.simulation import Federation, LocalError, hold_ceremony, in_process, tree_of
+from node.simulation import Federation, LocalError, hold_ceremony, in_process, manifest_gaps, tree_of
 from node.study import Study
 from topology import Member, Tree, check_placeable
 
@@ -105,6 +105,7 @@ def prepare(
         WardtreeError: such a federation cannot be.
     """
     check_size(federation.study, len(federation.data))
+    manifest_gaps(federation)  # now, with the error that it is
     check_placeable([Member(name) for name in federation.names], federation.key_holder)
     _allow_descriptors(len(federation.data))
     _make_out(federation.out)
@@ -116,7 +117,10 @@ def prepare(
     models = {federation.key_holder: federation.out / "models"}  # one copy of each is enough to compare
     seats = {
         name: Seat(
-            federation.home(name), letters[name], Options(tuple(seeds), models.get(name)), (networks or {}).get(name)
+            federation.home(name),
+            letters[name],
+            Options(tuple(seeds), models.get(name), federation.policy, insecure_development=True),
+            (networks or {}).get(name),
         )
         for name in federation.names
     }

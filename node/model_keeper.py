@@ -40,7 +40,7 @@ class ModelKeeper:
         self._grid = update.Grid(home.study.aggregation.clip, home.plan)
         self._spec: StatisticsSpec | None = None
         self._staged: list[bytes] = []
-        self._opened = OpenedTotals(home.path / OPENED) if home.is_key_holder else None
+        self._opened = OpenedTotals(home.relay_folder / OPENED) if home.is_key_holder else None
         self._base = base_model(home)
         self.begins = self._base.round if self._base else -1
         self.shared = SharedModel(1)
@@ -101,7 +101,7 @@ class ModelKeeper:
         """
         totals = self._opened.read() if self._opened else []
         try:
-            saved = load_model(self._home.path / MODEL)
+            saved = load_model(self._home.relay_folder / MODEL)
         except PublishedError:
             saved = self.model  # none: this is the first start
         states = [self.digest, *(published.close.state for published in chain)]
@@ -167,7 +167,7 @@ class ModelKeeper:
     def save(self) -> None:
         """Save the state, unless it is saved already. To be called in the end."""
         if not self._is_saved:
-            save_model(self._home.path / MODEL, self.model, durable=self._home.is_key_holder)
+            save_model(self._home.relay_folder / MODEL, self.model, durable=self._home.is_key_holder)
             self._is_saved, self._last_saved = True, time.monotonic()
 
     def kept(self) -> None:

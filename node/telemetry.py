@@ -19,6 +19,11 @@ class Telemetry:
         self._channel, self._party = channel, party
         self._waiting: list[bytes] = []
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What must stay open for it."""
+        return self._channel.descriptors if self._channel else ()
+
     def tell(self, event: str, **fields: Any) -> None:
         """Have it sent with the next :meth:`flush`: one write for all that happens at once."""
         if self._channel is not None:

@@ -168,7 +168,7 @@ class Climber(Feeder):
             applied = self.chain[-1].close.round + 1 if self.chain else 0
             round_ = self.log_round if self.held else 0
             self.joined_on = self.base
-            self.news[self.me] = Joined(round_, self.base, applied, self.held, self.parent)
+            self.news[self.me] = Joined(round_, self.base, applied, self.held, self.parent, self.posture)
             self.pass_news()
 
     def pass_news(self) -> None:
@@ -183,6 +183,9 @@ class Climber(Feeder):
 
     def on_joined(self, event: ev.Received) -> None:
         assert isinstance(event.message, Joined)
+        if objection := self.rules.minimum.objection(event.message.posture):
+            self.drop(event, f"{event.sender} in a sandbox as the manifest demands", objection)
+            return
         self.do(ev.Consume(event.peer))
         self.below[event.sender] = (event.peer, event)
         self.news[event.sender] = event

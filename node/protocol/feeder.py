@@ -7,7 +7,7 @@ closes from there on, and our state, whose digest the last close names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from node.protocol import events as ev
@@ -159,7 +159,7 @@ class Feeder(Party):
 
     def _reached(self, child: Child, base: bytes, applied: int) -> None:
         assert child.position is not None
-        child.position = Joined(0, base, applied, 0, child.position.parent)
+        child.position = replace(child.position, round=0, base=base, applied=applied, held=0)
 
     def _pass_on(self, peer: str, item: Any) -> None:
         match item:

@@ -106,9 +106,14 @@ class KeyHolder(Feeder):
     def on_joined(self, event: ev.Received) -> None:
         joined = event.message
         assert isinstance(joined, Joined)
+        if objection := self.rules.minimum.objection(joined.posture):
+            self.drop(event, f"{event.sender} in a sandbox as the manifest demands", objection)
+            return
         self.do(ev.Consume(event.peer))
         if self.present.joined(event.sender, joined.parent, joined.base):
-            self.do(ev.Report("joined", max(self.number, 0), frozenset({event.sender})))
+            who = frozenset({event.sender})
+            self.do(ev.Report("joined", max(self.number, 0), who))
+            self.do(ev.Record("joined", max(self.number, 0), 0, who, joined.posture))
         if event.sender == event.peer:
             self.place(event.peer, joined)
         if self.state is State.IDLE and joined.base not in self._known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,14 +46,15 @@ def make_federation(
     dial_only: tuple[str, ...] = (),
     plan: Plan | None = None,
     names: tuple[str, ...] = NAMES,
+    ports: Sequence[int] | None = None,
     **change: Any,
 ) -> Federation:
     """Four parties or others, from identities to joined homes; ``change`` goes into the manifest."""
     federation, plan = Federation(folder), plan or Plan()
     table = federation.table
-    for number, name in enumerate(names):
+    for port, name in zip(ports or range(5000, 5000 + len(names)), names, strict=True):
         ceremony.create_identity(federation.path(name), name, PASSPHRASE, FAST)
-        endpoint = None if name in dial_only else f"127.0.0.1:{5000 + number}"
+        endpoint = None if name in dial_only else f"127.0.0.1:{port}"
         ceremony.make_card(federation.path(name), PASSPHRASE, endpoint, 0, table / f"{name}.card")
     make_key(federation.path(KEY_HOLDER), PASSPHRASE, plan, table / "public.key", FAST)
     manifest: dict[str, Any] = {
