@@ -34,6 +34,7 @@ from node.neighbours import BEAT_SECONDS, Neighbours
 from node.protocol import events as ev
 from node.protocol.codec import Frame
 from node.protocol.messages import Absent, Close, Joined, Message, Open, Partial, Snapshot, Total
+from node.protocol.posture import Posture
 from node.simulation import Federation, simulated_parties
 from node.study import parse_study
 from node.update import Model, seal_segment
@@ -57,6 +58,7 @@ round_seconds = 8.0
 """
 
 REVOKED = "party-06"
+CONFINED = Posture("required", 7, frozenset()).text
 Dropped = tuple[str, str, str]
 
 
@@ -118,7 +120,7 @@ class Mallory:
     def join(self) -> None:
         """Say that we are here, so that the next round counts on us."""
         if self.is_up:
-            self.say(Joined(0, self.base, 0, 0, self.target), self.home.manifest.key_holder)
+            self.say(Joined(0, self.base, 0, 0, self.target, CONFINED), self.home.manifest.key_holder)
 
     def vanish(self) -> None:
         """Without a goodbye, as if it were killed."""
@@ -343,6 +345,7 @@ def next_version(world: World, without: str) -> None:
         now,
         now + timedelta(hours=1),
         table / "proposal.json",
+        old.sandbox_gaps,
         succession=Succession(old, None),
     )
     steps.note_proposal(holder, coordinator, table / "proposal.json", record, now)

@@ -22,6 +22,8 @@ def opened(nodes: Watched, name: str, round_: int) -> None:
     nodes.until_told(name, "round", what="opened", round=round_)
 
 
+pytestmark = pytest.mark.confined
+
 # ---- what is lost ---------------------------------------------------------------------------------------
 
 
@@ -193,7 +195,12 @@ def test_a_clock_that_jumps_changes_nothing_but_the_stamps(tmp_path: Path, monke
 def test_nothing_in_a_running_study_asks_for_the_time_of_day() -> None:
     """Where it is asked for it goes into a ledger or a log, or a manifest is checked for its expiry, at the start."""
     allowed = {
-        "time.time": {"relay.py": {"run", "_keep"}, "telemetry.py": {"tell"}, "launcher.py": {"_live", "listen"}},
+        "time.time": {
+            "relay.py": {"run", "_keep"},
+            "telemetry.py": {"tell"},
+            "launcher.py": {"_live", "listen"},
+            "wiping.py": {"_write_if_gone"},
+        },
         "datetime.now": {"supervisor.py": {"run_node"}, "warm.py": {"_template"}, "simulation.py": {"hold_ceremony"}},
     }
     for path in Path(node.__file__).parent.rglob("*.py"):

@@ -14,8 +14,10 @@ import pytest
 
 from keys.ceremony import load_identity
 from node.protocol.messages import Absent, Fail, Finish, Gone, Joined, Open, Total
-from tests.end_to_end.hostile import Mallory, World
+from tests.end_to_end.hostile import CONFINED, Mallory, World
 from tests.node.test_codec import BOMBS
+
+pytestmark = pytest.mark.confined
 
 
 def test_a_member_that_is_played_contributes_like_any_other(world: World, mallory: Mallory) -> None:
@@ -142,7 +144,7 @@ def test_words_of_the_key_holder_from_somebody_else(world: World, mallory: Mallo
         lambda: world.counted(world.tree.apex, mallory.name, "a message on its proper way", since) == len(false)
     )
     mallory.say(Gone(base, world.sibling(mallory)), world.tree.key_holder)  # it is not below mallory
-    mallory.say(Joined(round_, base, 2**53 - 1, 2**53 - 1, mallory.target), world.tree.key_holder)
+    mallory.say(Joined(round_, base, 2**53 - 1, 2**53 - 1, mallory.target, CONFINED), world.tree.key_holder)
     mallory.contribute()
     assert world.closed_over(round_) == world.everyone
 

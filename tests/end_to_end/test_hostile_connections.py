@@ -29,6 +29,8 @@ from tests.end_to_end.hostile import REVOKED, Mallory, World, leaf_below_the_ape
 from tests.node.test_connections import STEPS
 from tests.node.zmtp import CurveClient
 
+pytestmark = pytest.mark.confined
+
 FLOOD_SECONDS = 60.0 if FULL else 1.5
 Flood = Callable[[CurveClient, bytes], Iterator[bytes]]
 MAY_GROW = 48 << 20

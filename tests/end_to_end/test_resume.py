@@ -21,6 +21,7 @@ from tests.end_to_end.commands import wait_until
 from tests.end_to_end.test_institutions import NAMES, make_homes
 from tests.end_to_end.watched import watched
 
+pytestmark = pytest.mark.confined
 PARAMS = 50_000
 KEY_HOLDER = "uppsala"
 STUDY = f"""\

@@ -13,7 +13,6 @@ from typing import Any
 
 from node.gauge import descendants
 from node.home import LEDGER, MODEL, load_home
-from node.keyroom import openings_file
 from node.ledger import read_entries
 from node.local import prepare
 from node.published import load_model
@@ -141,7 +140,7 @@ class Watched:
 
     def openings(self) -> list[Event]:
         home = load_home(self.federation.home(self.key_holder), datetime.now(UTC))
-        return [line["entry"] for line in read_entries(home.path / openings_file(home))]
+        return [line["entry"] for line in read_entries(home.openings)]
 
     def closed(self) -> dict[int, tuple[frozenset[str], int]]:
         """Of every round that the key holder closed: who contributed, and how many segments."""

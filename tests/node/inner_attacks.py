@@ -39,6 +39,7 @@ from node.published import state_part
 from node.telemetry import Telemetry
 from node.update import Model, seal_segment
 from tests.node.homes import KEY_HOLDER, PASSPHRASE, Federation, make_federation
+from tests.node.network import CONFINED
 from tests.node.test_keyroom import living
 
 NAMES = ("ada", "bo", "cy", "di", "eva")
@@ -297,7 +298,7 @@ class Rejoiner:
         self.keeper.begin(LENGTH, 0, bytes(4 * LENGTH))
         self.machine = Contributor(self.home.name, self.home.placement, self.home.rules)
         self.first = self.keeper.digest
-        self.happen(ev.Ready(self.first, LENGTH, 0, self.keeper.size))
+        self.happen(ev.Ready(self.first, LENGTH, 0, self.keeper.size, CONFINED))
         self.happen(ev.Up(self.scene.apex))
 
     def happen(self, event: ev.Event) -> None:
