@@ -13,8 +13,7 @@ import pytest
 
 import node
 from node.process import ENDED_FROM_OUTSIDE
-from tests.end_to_end.commands import FULL
-from tests.end_to_end.watched import SEGMENTS, Watched, watched
+from tests.end_to_end.watched import SEGMENTS, Watched, by_hand, watched
 
 
 def opened(nodes: Watched, name: str, round_: int) -> None:
@@ -106,6 +105,7 @@ def test_a_node_that_is_started_again_goes_on(tmp_path: Path) -> None:
         nodes.check()
 
 
+@by_hand
 def test_a_room_that_is_killed_ends_its_node_which_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
     with watched(tmp_path, rounds=8) as nodes:
         nodes.start()
@@ -125,6 +125,7 @@ def test_a_room_that_is_killed_ends_its_node_which_goes_on_when_it_is_started_ag
         nodes.check()
 
 
+@by_hand
 def test_a_straggler_comes_when_the_others_are_at_work(tmp_path: Path) -> None:
     with watched(tmp_path, rounds=4, join_seconds=3.0) as nodes:
         late, key_holder = nodes.leaf, nodes.key_holder
@@ -154,7 +155,7 @@ def test_a_node_that_is_stopped_for_a_moment_loses_nothing(tmp_path: Path) -> No
         nodes.check()
 
 
-@pytest.mark.skipif(not FULL, reason="by hand: WARDTREE_FULL=1")
+@by_hand
 def test_a_node_that_is_stopped_for_long_loses_its_own_contributions_alone(tmp_path: Path) -> None:
     with watched(tmp_path, rounds=6) as nodes:
         victim = nodes.inner
