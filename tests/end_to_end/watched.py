@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from node.gauge import descendants
 from node.home import LEDGER, MODEL, load_home
 from node.ledger import read_entries
@@ -19,6 +21,7 @@ from node.published import load_model
 from node.record import Record
 from node.simulation import Federation, simulated_parties, tree_of
 from node.study import parse_study
+from tests.end_to_end.commands import FULL
 from topology import quorum_met
 
 STUDY = """\
@@ -40,6 +43,8 @@ join_seconds = {join_seconds}
 check_sums = true
 """
 SEGMENTS = 3
+
+by_hand = pytest.mark.skipif(not FULL, reason="by hand: WARDTREE_FULL=1")
 
 Event = dict[str, Any]
 

@@ -267,8 +267,8 @@ def _message(draw: Draw) -> Message:
     round_, base, segment_ = draw.below(5), draw.of((BASE, STATE, bytes(32))), draw.below(4)
     match draw.below(10):
         case 0:
-            parent, posture = draw.of((*NAMES, "mallory", "")), draw.of((CONFINED, UNCONFINED.text, "nonsense"))
-            return Joined(round_, base, draw.below(5), draw.below(5), parent, posture)
+            place, posture = draw.of((*NAMES, "mallory", "")), draw.of((CONFINED, CONFINED, UNCONFINED.text, "x"))
+            return Joined(round_, base, draw.below(5), draw.below(5), place, posture)
         case 1:
             return Open(round_, base, draw.names(), draw.of(("train", "statistics", "x")), draw.of((25, 3, 0)), True, 9)
         case 2:
