@@ -103,6 +103,7 @@ def timings(
     params: Annotated[list[int] | None, typer.Option(min=1, help="Only so many; may be repeated.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(times.SCHEMES)}.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs after a warm-up.")] = 9,
+    concrete: Annotated[str | None, typer.Option(help="The python of an environment with concrete-python.")] = None,
 ) -> None:
     """Tables VI, VIII, IX and 11.5 million parameters: times and sizes of the encryptions."""
     results = _results("timings", ("params", "scheme"), quick, out)
@@ -110,7 +111,7 @@ def timings(
         times.publish(results)
         return
     sizes = tuple(params or (times.QUICK_SIZES if quick else times.SIZES))
-    times.run(results, sizes, repeats, _known("--scheme", scheme, times.SCHEMES))
+    times.run(results, sizes, repeats, _known("--scheme", scheme, times.SCHEMES), concrete)
 
 
 @app.command()
