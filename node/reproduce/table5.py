@@ -173,7 +173,7 @@ NOTES = """\
 - *Expected* is what the recipe is said to give, mean and standard deviation over repetitions; the last digit of a mean
   over 100 repetitions moves by 0.1 from one set of seeds to another.
 - 200 test rows carry little: the standard error of an accuracy of 69 % on them is {error:.1f} points. The other edition
-  of the same table, with two rows more, draws other patients with the same seeds, and its accuracies are lower and *fall*
+  of the same table, with two rows more, draws other patients with the same seeds; its accuracies are lower and *fall*
   with the number of parties where the first one's rise. Neither trend says anything of federated learning.
 - Ours rounds each value of an update to a grid of {step:.1e} and adds integers exactly; plain adds float64. The paper's
   smaller setting has noise of about 10^-3, enough to turn single test rows.
