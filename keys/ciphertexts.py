@@ -1,7 +1,7 @@
 """SEAL's objects and their bytes: contexts, keys, ciphertexts.
 
 SEAL saves to a path; that path is always a memfd or a pipe, so no key and no ciphertext touches a disk.
-Make every object after the last fork of a process.
+Make every object but the context after the last fork of a process.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import struct
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import zstandard
@@ -50,8 +51,12 @@ def load(thing: sealapi.Ciphertext, context: sealapi.SEALContext, data: bytes) -
         thing.load(context, path)
 
 
+@cache
 def make_context(plan: Plan) -> sealapi.SEALContext:
-    """The SEAL context of a plan.
+    """The SEAL context of a plan: tables that follow from its public numbers, made once in a process.
+
+    It alone of SEAL's objects may be made before a fork: nothing in it is random or secret, and SEAL starts no
+    thread for it. Making it takes 7 ms, a third of what an enclave of a small model does.
 
     Raises:
         CiphertextError: SEAL refuses the parameters.

@@ -45,6 +45,13 @@ class OpeningFailed(WardtreeError):  # noqa: N818 - the answer to everyone is on
         super().__init__("failed")
 
 
+def prepare(plan: Plan) -> None:
+    """Compute what follows from the plan alone; processes that are forked later need not do it again."""
+    make_context(plan)
+    data_prime(plan)
+    fingerprint(plan)
+
+
 def generate_keys(plan: Plan) -> tuple[bytes, bytes]:
     """A fresh key pair: the public key file's bytes, and the secret key's bytes to be sealed.
 

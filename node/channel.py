@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import msgpack
@@ -35,17 +36,29 @@ class Channel:
         (read_a, write_b), (read_b, write_a) = os.pipe(), os.pipe()
         return cls(read_a, write_a), cls(read_b, write_b)
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those of its two that are open."""
+        return tuple(each for each in (self.read, self.write) if each is not None)
+
     def send(self, kind: str, **fields: Any) -> None:
         """Send one message.
 
         Raises:
             ChannelClosedError: the other side is gone.
         """
+        head, body = packed(kind, **fields)
+        self.send_packed((head + body,) if len(body) < _CHUNK else (head, body))
+
+    def send_packed(self, parts: Iterable[bytes]) -> None:
+        """Send the bytes of whole messages.
+
+        Raises:
+            ChannelClosedError: the other side is gone.
+        """
         assert self.write is not None
-        body = msgpack.packb({"kind": kind, **fields}, use_bin_type=True)
-        head = _LENGTH.pack(len(body))
         try:
-            for part in (head + body,) if len(body) < _CHUNK else (head, body):
+            for part in parts:
                 view = memoryview(part)
                 while view:
                     view = view[os.write(self.write, view) :]
@@ -112,8 +125,15 @@ class Channel:
             return None
         with memoryview(self._buffer) as whole, whole[_LENGTH.size : end] as body:
             message = _unpack(body)
+            whole[:end] = bytes(end)  # it may have been a plaintext
         del self._buffer[:end]
         return message
+
+
+def packed(kind: str, **fields: Any) -> tuple[bytes, bytes]:
+    """Head and body of a message."""
+    body = msgpack.packb({"kind": kind, **fields}, use_bin_type=True)
+    return _LENGTH.pack(len(body)), body
 
 
 def _unpack(body: memoryview) -> dict[str, Any]:

@@ -24,12 +24,18 @@ import numpy.random  # else each enclave would import it
 
 from keys.ceremony import PUBLIC_KEY
 from keys.ckks import Sealer
+from keys.ckks import prepare as prepare_plan
 from keys.errors import WardtreeError
 from keys.plan import Plan
 from node import update
 from node.channel import Channel, ChannelClosedError
-from node.process import describe, name_process, reap, spawn
+from node.process import adopt_orphans, describe, name_process, see_end, spawn
 from node.protocol.messages import STATISTICS
+from node.protocol.posture import Posture
+from node.rooms import ANSWER, ENDED, STARTED
+from node.sandbox import policy
+from node.sandbox.enter import entered, narrow, silence
+from node.sandbox.explain import Witness
 from node.sealers import Sealers
 from node.shared import read_only
 from node.sumcheck import fingerprints
@@ -70,6 +76,7 @@ class EnclaveSettings:
     share: float
     plan: Plan
     is_key_holder: bool
+    posture: Posture
 
 
 def reseed() -> None:
@@ -95,9 +102,15 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
     nowhere else.
     """
     name_process(f"template {settings.party}")
+    adopt_orphans()
     warm_up(settings.task)
+    prepare_plan(settings.plan)
+    policy.sealer()  # where Python lies is found out once, for all that will be forked
     while True:
-        request, (*ends,), _, _ = socket.recv_fds(control, 16, 3)
+        try:
+            request, (*ends,), _, _ = socket.recv_fds(control, 16, 3)
+        except ConnectionResetError:  # it ended with an answer of ours unread
+            return
         if not request:
             return
         relay = Channel(*ends[:2])
@@ -110,14 +123,16 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
             to_keyroom = Channel(None, write)
         child = spawn(signal.SIGKILL, _enter, control, keyroom, relay, to_keyroom, model, settings)
         handle = os.pidfd_open(child)
-        socket.send_fds(control, [b"pid"], [handle])
+        socket.send_fds(control, [ANSWER.pack(STARTED, 0)], [handle])
         os.close(handle)
         relay.close()
         if to_keyroom:
             to_keyroom.close()
         if model is not None:
             os.close(model)
-        reap(child)
+        _, peak_memory = see_end(child)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the relay is gone: so are we, above
+            control.sendmsg([ANSWER.pack(ENDED, peak_memory)])
 
 
 def _enter(
@@ -155,12 +170,16 @@ def run_enclave(relay: Channel, keyroom: Channel | None, model: int | None, sett
     """One job, from its first message to the end of this process. ``model`` is :mod:`node.shared`'s descriptor."""
     name_process(f"enclave {settings.party}")
     reseed()
+    witness = Witness(entered())
     sealers: Sealers | None = None
     try:
         job = relay.receive()
         if model is not None:
             job["model"] = read_only(model)
         sealers = start_sealers(job, settings)  # before the task's libraries start threads here
+        narrow(policy.enclave(), settings.posture)  # from here on no other process, and nothing is printed
+        silence()
+        witness.watch()
         task = load_task(
             settings.task,
             Setup(settings.party, settings.options, settings.data, settings.seed, settings.home),
@@ -174,13 +193,18 @@ def run_enclave(relay: Channel, keyroom: Channel | None, model: int | None, sett
     except update.UpdateError as error:
         report(relay, f"{settings.party}: {error}")
     except WardtreeError as error:
-        report(relay, str(error))
+        report(relay, f"{error}{_refused(witness, error)}")
     except Exception as error:
         # The message of a stranger's exception may quote data: it stays here.
-        report(relay, f"{settings.party}: the task failed: {describe(error)}")
+        report(relay, f"{settings.party}: the task failed: {describe(error)}{_refused(witness, error)}")
     finally:
         if sealers:
             sealers.close()
+
+
+def _refused(witness: Witness, error: Exception) -> str:
+    rule = witness.rule(error)
+    return f"; refused by the sandbox: {rule}" if rule else ""
 
 
 def report(relay: Channel, text: str) -> None:
@@ -247,7 +271,9 @@ def start_sealers(job: dict[str, Any], settings: EnclaveSettings) -> Sealers | N
     spare = min(cores - 1, MAX_SEALERS)
     if settings.plan.ciphertexts(length) < LEAST_CIPHERTEXTS or spare < 1:
         return None
-    return Sealers(settings.plan, (settings.home / PUBLIC_KEY).read_bytes(), length, settings.party, spare)
+    return Sealers(
+        settings.plan, (settings.home / PUBLIC_KEY).read_bytes(), length, settings.party, spare, settings.posture
+    )
 
 
 def model_from(job: dict[str, Any]) -> update.Model:

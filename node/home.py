@@ -7,8 +7,8 @@ import hashlib
 import os
 import time
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,17 @@ from keys.manifest import Manifest
 from keys.plan import Plan
 from keys.vault import read_bounded
 from node.protocol.party import Rules
+from node.protocol.posture import UNCONFINED, Minimum, Posture
+from node.sandbox.machine import POLICIES
 from node.study import Study, parse_study
-from node.tasks.loader import task_digest
+from node.tasks.loader import task_digest, task_source
 from topology import Member, Placement, Roster, Tree
 
 SETTINGS = "node.toml"
 MODEL = "model.npz"
-"""The model as it was published last."""
+"""The model as it was published last: in the home a link to where the relay writes it."""
+RELAY = "relay"
+"""The folder that the relay may write."""
 BASE = "base.npz"
 """The published model that this version of the manifest goes on from, where it does."""
 OPENED = "opened.bin"
@@ -51,10 +55,14 @@ class Options:
     Attributes:
         check_seeds: one of 32 bytes for each round, from 0; empty: no sum check.
         history: a folder for the published model of every round; None: only the last is kept.
+        policy: what confines the rooms, instead of what ``node.toml`` says; "off" only with the next.
+        insecure_development: whether they may be left unconfined.
     """
 
     check_seeds: tuple[bytes, ...] = ()
     history: Path | None = None
+    policy: str | None = None
+    insecure_development: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,10 @@ class Home:
     placement: Placement
     data: Mapping[str, Any]
     bind: str | None
+    readable: tuple[Path, ...]
+    policy: str = "required"
+    posture: Posture = UNCONFINED
+    addresses: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -88,8 +100,31 @@ class Home:
         return self.name == self.manifest.key_holder
 
     @property
+    def ledger(self) -> Path:
+        return self.path / LEDGER
+
+    @property
+    def openings(self) -> Path:
+        """The ledger of what was opened with this key, and whether it is retired: the key room's."""
+        return self.path / f"openings-{self.manifest.public_key_digest[:16]}.jsonl"
+
+    @property
+    def relay_folder(self) -> Path:
+        """The relay's own, the only folder in which it can make files."""
+        return self.path / RELAY
+
+    @property
+    def task_source(self) -> Path:
+        """The file or the package that holds the task, and that all parties signed."""
+        return task_source(self.study.task.class_name)
+
+    @property
     def digest(self) -> bytes:
         return bytes.fromhex(self.manifest.digest)
+
+    def address(self, card: Card) -> str | None:
+        """Where a party listens, as ``host:port``; by number once :func:`node.sandbox.names.resolve` found it."""
+        return self.addresses.get(card.name, card.endpoint)
 
     @property
     def secret_key(self) -> Path:
@@ -102,6 +137,11 @@ class Home:
         return self.manifest.weights[self.name] / max(self.manifest.weights.values())
 
     @property
+    def minimum(self) -> Minimum:
+        """What every node's sandbox must be."""
+        return Minimum(frozenset(self.manifest.sandbox_gaps), frozenset(self.study.sandbox.demand))
+
+    @property
     def rules(self) -> Rules:
         return Rules(
             rounds=self.study.rounds,
@@ -110,6 +150,7 @@ class Home:
             window=WINDOW,
             gather_seconds=self.study.deadlines.round_seconds,
             join_seconds=self.study.deadlines.join_seconds,
+            minimum=self.minimum,
         )
 
 
@@ -151,6 +192,7 @@ def load_home(path: Path, now: datetime) -> Home:
     if card.name == manifest.key_holder and not secret_key.is_file():
         raise HomeError(f"{secret_key}: the key holder's secret key is missing")
     settings = read_settings(path / SETTINGS)
+    sandbox, data = settings.get("sandbox", {}), settings.get("data", {})
     return Home(
         path=path,
         card=card,
@@ -158,8 +200,10 @@ def load_home(path: Path, now: datetime) -> Home:
         study=study,
         plan=plan,
         placement=Placement(roster_of(manifest), bytes.fromhex(manifest.tree_seed), study.aggregation.tree),
-        data=settings.get("data", {}),
+        data=data,
         bind=settings.get("network", {}).get("bind") or _default_bind(card),
+        readable=tuple(_readable([data, sandbox.get("read", [])], path)),
+        policy=sandbox.get("policy", "required"),
     )
 
 
@@ -189,7 +233,8 @@ def _check_record(path: Path, manifest: Manifest, now: datetime) -> None:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """``node.toml``: what this institution alone decides. ``[data]`` is for the task, ``[network] bind`` for us.
+    """``node.toml``: what this institution alone decides. ``[data]`` is for the task, ``[network] bind`` and
+    ``[sandbox] policy, read`` for us.
 
     Raises:
         HomeError: names the key.
@@ -201,12 +246,41 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise HomeError(f"{path}: not readable as TOML: {error}") from error
     for key, keys in settings.items():
-        if key not in ("data", "network") or not isinstance(keys, dict):
-            raise HomeError(f"{path}: expected the tables [data] and [network], came {key!r}")
+        if key not in ("data", "network", "sandbox") or not isinstance(keys, dict):
+            raise HomeError(f"{path}: expected the tables [data], [network] and [sandbox], came {key!r}")
     for key, value in settings.get("network", {}).items():
         if key != "bind" or not isinstance(value, str):
             raise HomeError(f'{path}: network: expected bind = "host:port", came {key} = {value!r}')
+    for key, value in settings.get("sandbox", {}).items():
+        a_policy = key == "policy" and value in POLICIES
+        some_paths = key == "read" and isinstance(value, list) and all(isinstance(each, str) for each in value)
+        if not a_policy and not some_paths:
+            expected = f'policy = {" or ".join(f"{name!r}" for name in POLICIES)}, or read = ["path", ...]'
+            raise HomeError(f"{path}: sandbox: expected {expected}, came {key} = {value!r}")
     return settings
+
+
+def _readable(value: Any, home: Path) -> Iterator[Path]:
+    """Every text in ``node.toml`` that names a file or folder, for the enclave to read: absolute, or from the home.
+
+    Raises:
+        HomeError: one names a folder that holds the home, and with it the keys of the node.
+    """
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _readable(each, home)
+    elif isinstance(value, str) and value:
+        try:
+            path = (home / value).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError):
+            return  # a text that is no path
+        if path == home.resolve() or path in home.resolve().parents:
+            raise HomeError(
+                f"{home / SETTINGS}: {value!r}: holds the node's own home; an enclave must not read its keys"
+            )
+        yield path
 
 
 def lock_home(path: Path) -> int:

@@ -12,7 +12,7 @@ import hashlib
 import math
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,10 @@ from keys.vault import KdfCost, open_file, refuse_existing, seal_file, write_pub
 from node.channel import Channel, ChannelClosedError
 from node.home import Home
 from node.ledger import Ledger
-from node.process import name_process, reap, spawn
+from node.process import name_process, reap, see_end, spawn
+from node.sandbox import policy
+from node.sandbox.enter import enter, narrow
+from node.sandbox.machine import detect
 from node.telemetry import Stopwatch
 from node.update import open_total
 from topology import quorum_met
@@ -54,11 +57,13 @@ def run_keyroom(relay: Channel, template: socket.socket, home: Home, passphrase:
             return
         enclave = Channel(descriptors[0], None)
         child = spawn(signal.SIGKILL, _serve_round, relay, enclave, template, home, secret, box_secret)
-        code = reap(child)
+        code, peak_memory = see_end(child)
         if code < 0:
             raise SystemExit(1)  # it may have been killed in the middle of a word
         if code:
             relay.send("error", text="the key room could not go on; see its message above")
+        else:
+            relay.send("ended", peak_memory=peak_memory)
         enclave.close()
 
 
@@ -70,17 +75,29 @@ def make_key(home: Path, passphrase: str, plan: Plan, public_key: Path, cost: Kd
     Raises:
         WardtreeError: a file exists already, or cannot be written.
     """
-    return Path(in_keyroom(_make_key, home, passphrase, plan, public_key, cost))
+    refuse_existing(public_key)
+    sealed, public = in_keyroom(_make_key, home, passphrase, plan, cost, folders=[home])
+    write_public(public_key, public)
+    return Path(sealed)
 
 
-def in_keyroom(function: Callable[..., Any], *arguments: Any) -> Any:
+def in_keyroom(
+    function: Callable[..., Any], *arguments: Any, read: Iterable[Path] = (), folders: Iterable[Path] = ()
+) -> Any:
     """Call a function that has the secret key in a process of its own, which then ends; gives its (plain) result.
+
+    There is no manifest yet that says what may be missing, so the room has as many walls as this kernel makes.
+
+    Args:
+        read: files that it may read.
+        folders: existing ones, where it may make, write and erase files.
 
     Raises:
         WardtreeError: as the function did.
     """
     ours, theirs = Channel.pair()
-    child = spawn(signal.SIGKILL, _apart, ours, theirs, function, arguments)
+    room = policy.ceremony(read, folders)
+    child = spawn(signal.SIGKILL, _apart, room, ours, theirs, function, arguments)
     theirs.close()
     try:
         answer = ours.receive()
@@ -94,8 +111,11 @@ def in_keyroom(function: Callable[..., Any], *arguments: Any) -> Any:
     return answer["value"]
 
 
-def _apart(ours: Channel, theirs: Channel, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _apart(
+    room: policy.Room, ours: Channel, theirs: Channel, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     ours.close()
+    enter(room, detect(), theirs.descriptors)
     name_process("keyroom")
     try:
         theirs.send("done", value=function(*arguments))
@@ -103,24 +123,18 @@ def _apart(ours: Channel, theirs: Channel, function: Callable[..., Any], argumen
         theirs.send("refused", text=str(error))
 
 
-def _make_key(home: Path, passphrase: str, plan: Plan, public_key: Path, cost: KdfCost) -> str:
-    refuse_existing(public_key)
+def _make_key(home: Path, passphrase: str, plan: Plan, cost: KdfCost) -> tuple[str, bytes]:
     public, secret = generate_keys(plan)
     sealed = home / secret_key_file(digest(public).hex())
     seal_file(sealed, SECRET_KIND, secret, passphrase, cost)
-    write_public(public_key, public)
-    return str(sealed)
-
-
-def openings_file(home: Home) -> str:
-    """The ledger of what was opened with this key, and whether it is retired."""
-    return f"openings-{home.manifest.public_key_digest[:16]}.jsonl"
+    return str(sealed), public
 
 
 def _serve_round(
     relay: Channel, enclave: Channel, template: socket.socket, home: Home, secret: bytes, box_secret: bytes
 ) -> None:
     """One round's openings, in order, until the relay says that the round is over."""
+    narrow(policy.keyroom_child(), home.posture)
     template.close()
     name_process("keyroom child")
     openings = Openings(home)
@@ -159,7 +173,7 @@ class Openings:
     """What this key has opened: one round's process keeps it, in a ledger that outlives it."""
 
     def __init__(self, home: Home) -> None:
-        self._home, self._ledger = home, Ledger(home.path / openings_file(home))
+        self._home, self._ledger = home, Ledger(home.openings)
         places = [(entry["round"], entry["segment"]) for entry in self._ledger.entries if entry["what"] == "opening"]
         self._count = len(places)
         # A process before us may have gone further in its last round than the disk knows: that round is used up.

@@ -22,9 +22,9 @@ from node.federation import check_size
 from node.gauge import Gauge, Peak
 from node.home import Options
 from node.launcher import Launcher, Seat, was_ended_from_outside
-from node.process import end_all
+from node.process import end_all, uninterrupted
 from node.record import Record
-from node.simulation import Federation, LocalError, hold_ceremony, in_process, tree_of
+from node.simulation import Federation, LocalError, hold_ceremony, in_process, manifest_gaps, tree_of
 from node.study import Study
 from topology import Member, Tree, check_placeable
 
@@ -105,6 +105,7 @@ def prepare(
         WardtreeError: such a federation cannot be.
     """
     check_size(federation.study, len(federation.data))
+    manifest_gaps(federation)  # now, with the error that it is
     check_placeable([Member(name) for name in federation.names], federation.key_holder)
     _allow_descriptors(len(federation.data))
     _make_out(federation.out)
@@ -116,7 +117,10 @@ def prepare(
     models = {federation.key_holder: federation.out / "models"}  # one copy of each is enough to compare
     seats = {
         name: Seat(
-            federation.home(name), letters[name], Options(tuple(seeds), models.get(name)), (networks or {}).get(name)
+            federation.home(name),
+            letters[name],
+            Options(tuple(seeds), models.get(name), federation.policy, insecure_development=True),
+            (networks or {}).get(name),
         )
         for name in federation.names
     }
@@ -138,8 +142,9 @@ def _allow_descriptors(parties: int) -> None:
 
 def _nursery(study: Study, helpers: dict[str, int]) -> Nursery | None:
     """A warm process for the templates of all nodes, where there is something heavy to share."""
-    from node.enclave import is_heavy
-    from node.warm import start_nursery
+    with uninterrupted():
+        from node.enclave import is_heavy
+        from node.warm import start_nursery
 
     if not is_heavy(study.task.class_name):
         return None
@@ -154,8 +159,9 @@ def _hold_apart(federation: Federation, endpoints: Mapping[str, str] | None, let
 
 def _import_once() -> None:
     """Import what every room needs before forking them all: imports only, nothing is made, no torch."""
-    for module in ("node.relay", "node.enclave", "node.keyroom", "node.tasks.synthetic"):
-        importlib.import_module(module)
+    with uninterrupted():
+        for module in ("node.relay", "node.enclave", "node.keyroom", "node.tasks.synthetic"):
+            importlib.import_module(module)
 
 
 def _make_out(out: Path) -> None:

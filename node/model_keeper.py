@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +28,9 @@ from node.sumcheck import fingerprints
 from node.tasks.base import StatisticsSpec
 from node.telemetry import Telemetry
 
+SAVE_SECONDS = 5.0
+"""A node that is not the key holder saves its model no more often."""
+
 
 class ModelKeeper:
     """Holds the current global model, and the totals of the round in hand until its close."""
@@ -35,11 +40,12 @@ class ModelKeeper:
         self._grid = update.Grid(home.study.aggregation.clip, home.plan)
         self._spec: StatisticsSpec | None = None
         self._staged: list[bytes] = []
-        self._opened = OpenedTotals(home.path / OPENED) if home.is_key_holder else None
+        self._opened = OpenedTotals(home.relay_folder / OPENED) if home.is_key_holder else None
         self._base = base_model(home)
         self.begins = self._base.round if self._base else -1
         self.shared = SharedModel(1)
         self.model = update.Model(-1, self.shared.parameters[:0])
+        self._is_saved, self._last_saved = True, -math.inf
 
     @property
     def digest(self) -> bytes:
@@ -95,7 +101,7 @@ class ModelKeeper:
         """
         totals = self._opened.read() if self._opened else []
         try:
-            saved = load_model(self._home.path / MODEL)
+            saved = load_model(self._home.relay_folder / MODEL)
         except PublishedError:
             saved = self.model  # none: this is the first start
         states = [self.digest, *(published.close.state for published in chain)]
@@ -142,7 +148,7 @@ class ModelKeeper:
             self._spec,
             self._grid,
         )
-        self._save_state()
+        self._changed()
         return self.digest
 
     def _take(self, model: update.Model) -> None:
@@ -150,9 +156,19 @@ class ModelKeeper:
         self.shared.parameters[:] = model.parameters
         self.model = replace(model, parameters=self.shared.parameters)
 
-    def _save_state(self) -> None:
-        save_model(self._home.path / MODEL, self.model, durable=self._home.is_key_holder)
+    def _changed(self) -> None:
+        """The state is another one. The key holder's is on the disk at once; another node that is killed gets the
+        newest from its parent, so rounds that follow each other fast need not all be saved."""
+        self._is_saved = False
+        if self._home.is_key_holder or time.monotonic() >= self._last_saved + SAVE_SECONDS:
+            self.save()
         self._save_history()
+
+    def save(self) -> None:
+        """Save the state, unless it is saved already. To be called in the end."""
+        if not self._is_saved:
+            save_model(self._home.relay_folder / MODEL, self.model, durable=self._home.is_key_holder)
+            self._is_saved, self._last_saved = True, time.monotonic()
 
     def kept(self) -> None:
         """The round's close is in the ledger."""
@@ -175,7 +191,7 @@ class ModelKeeper:
         if model is None or model.digest(self._home.digest) != command.closes[-1].close.state:
             return False
         self._take(model)
-        self._save_state()
+        self._changed()
         return True
 
     def check_seed(self, round_: int) -> bytes | None:

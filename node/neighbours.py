@@ -73,7 +73,7 @@ class Neighbours:
         self.codec = Codec(home.digest, home.roster, home.manifest.signing_keys, verify)
         self._all: dict[str, Neighbour] = {}
         self._dialled: set[str] = set()
-        peers = [Peer(card.name, card.curve_key, card.endpoint) for card in home.manifest.cards]
+        peers = [Peer(card.name, card.curve_key, home.address(card)) for card in home.manifest.cards]
         largest = home.plan.max_segment_bytes + ENVELOPE_BYTES
         self.transport = Transport(identity.curve_secret, peers, home.bind, refused, largest)
         self._second_since: float | None = None

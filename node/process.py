@@ -8,19 +8,19 @@ import os
 import resource
 import signal
 import sys
+import sysconfig
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from keys.errors import WardtreeError
+from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError, conceal, join_namespace, prctl
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 4, 15, 38
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _CLONE_NEWNET = 0x40000000
 ENDED_FROM_OUTSIDE = os.EX_TEMPFAIL
 """The exit code of a node of which a process was killed: started again, it goes on."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def spawn(parent_signal: int, target: Callable[..., None], *arguments: Any) -> int:
@@ -41,11 +41,22 @@ def spawn(parent_signal: int, target: Callable[..., None], *arguments: Any) -> i
     end_process(target, *arguments)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a Ctrl-C wait: in the middle of an import of compiled code it would be a traceback."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
+
+
 def end_process(target: Callable[..., None], *arguments: Any) -> NoReturn:
     """Run ``target`` in a freshly forked process and end it, whatever happens.
 
-    Exit codes: 0, the target's own SystemExit, 1 for an error that a user can cause, and 70 (EX_SOFTWARE)
-    for a bug of ours, which alone prints a traceback.
+    Exit codes: 0, the target's own SystemExit, 1 for an error that a user can cause, 69 (EX_UNAVAILABLE) where
+    the sandbox cannot be had, which is said, and 70 (EX_SOFTWARE) for a bug of ours, which alone prints a
+    traceback.
     """
     code = 1
     try:
@@ -54,6 +65,9 @@ def end_process(target: Callable[..., None], *arguments: Any) -> NoReturn:
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
+    except SandboxError as error:
+        print(f"wardtree: {error}", file=sys.stderr)
+        code = EXIT_UNAVAILABLE
     except (KeyboardInterrupt, WardtreeError):
         pass
     except BaseException:
@@ -69,8 +83,7 @@ def end_process(target: Callable[..., None], *arguments: Any) -> NoReturn:
 def harden() -> None:
     """No core files, no dumping or tracing by the same user, no new privileges; default signals."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    prctl(_PR_SET_DUMPABLE, 0)
-    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    conceal()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which ends the rest
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
@@ -89,17 +102,11 @@ def name_process(name: str) -> None:
     prctl(_PR_SET_NAME, ctypes.addressof(buffer))
 
 
-def prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)):
-        raise OSError(ctypes.get_errno(), f"prctl {option}")
-
-
 def enter_network(name: str) -> None:
     """Go into a network namespace that ``ip netns add`` made; for root only."""
     descriptor = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if _libc.setns(descriptor, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"setns {name}")
+        join_namespace(descriptor, _CLONE_NEWNET)
     finally:
         os.close(descriptor)
 
@@ -110,10 +117,34 @@ def reap(child: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+def adopt_orphans() -> None:
+    """Processes whose parent, a child of ours, dies become ours, so that :func:`see_end` waits for them too."""
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def see_end(child: int) -> tuple[int, int]:
+    """Wait for a child, and for all that it left behind; these must be about to end.
+
+    Returns:
+        Its exit code as from :func:`reap`, and the most bytes that one of them ever had resident.
+    """
+    _, status, usage = os.wait4(child, 0)
+    peak = usage.ru_maxrss
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            peak = max(peak, os.wait4(-1, 0)[2].ru_maxrss)
+    return os.waitstatus_to_exitcode(status), 1024 * peak
+
+
 def describe(error: BaseException) -> str:
-    """An exception's type and place, without its message: that may quote data."""
+    """An exception's type and place, without its message: that may quote data.
+
+    The place is the last line that is neither Python's nor a package's: there somebody can do something.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    own = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
+    place = "".join(f" at {os.path.basename(frame.filename)}:{frame.lineno}" for frame in (own or frames)[-1:])
     return f"{type(error).__name__}{place}"
 
 

@@ -54,6 +54,7 @@ class Record:
     errors: dict[str, str] = field(default_factory=dict)
     ready: set[str] = field(default_factory=set)
     status: dict[str, str] = field(default_factory=dict)
+    postures: dict[str, str] = field(default_factory=dict)
     parameters: int = 0
     current: int = -1
     opened: dict[int, float] = field(default_factory=dict)
@@ -61,6 +62,8 @@ class Record:
     def take(self, event: Mapping[str, Any]) -> None:
         party = event["party"]
         match event:
+            case {"kind": "posture", "text": text}:
+                self.postures[party] = text
             case {"kind": "ready"}:
                 self.errors.pop(party, None)  # of a life before this one
                 self.parameters = event["parameters"]

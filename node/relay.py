@@ -7,6 +7,7 @@ what the machine commands.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections import deque
@@ -22,7 +23,7 @@ from node import update
 from node.channel import Channel, ChannelClosedError
 from node.gauge import own_usage
 from node.history import history_of
-from node.home import LEDGER, Home, Options
+from node.home import Home, Options
 from node.ledger import Ledger
 from node.model_keeper import ModelKeeper
 from node.neighbours import BEAT_SECONDS, Neighbours
@@ -33,23 +34,25 @@ from node.protocol.keyholder import KeyHolder
 from node.protocol.messages import Partial, Snapshot
 from node.protocol.party import Party
 from node.refusals import Refusals
-from node.rooms import Enclave, RoomEndedError, RoomError, Template, round_job
+from node.rooms import OwnEnclave, RoomEndedError, RoomError, Template, round_job
+from node.sandbox import policy
+from node.sandbox.enter import narrow
 from node.telemetry import Stopwatch, Telemetry
+from node.wiping import ENCLAVE, KEYROOM, PREPARE, Wiping
 
 BEAT = "beat"
 """The one timer that is the relay's own and not the machine's."""
 
+GONE_SECONDS = 5.0
+"""How long the last round's processes, which are told to end, may take to do so."""
+
 
 @dataclass
 class Current:
-    """The round in hand, and its enclave: ``pulls`` is how many of its messages may be taken now. ``open``: at the
-    key holder, the key room has a process for it."""
+    """The round in hand. ``open``: at the key holder, the key room has a process for it."""
 
     round: int = -1
-    purpose: str = ""
     open: bool = False
-    enclave: Enclave | None = None
-    pulls: int = 0
     began: float = 0.0
 
 
@@ -69,6 +72,8 @@ def run_relay(
     except WardtreeError as error:
         telemetry.tell("stopped", error=str(error))
         code = ENDED_FROM_OUTSIDE if isinstance(error, RoomEndedError) else 2
+    finally:
+        telemetry.flush()
     raise SystemExit(code)
 
 
@@ -87,12 +92,15 @@ class Relay:
         self.home, self.telemetry = home, telemetry
         self.template, self.keyroom = Template(template), keyroom
         self.identity = load_identity(home.path, passphrase)
-        self.ledger = Ledger(home.path / LEDGER, self.identity.sign)
+        self.ledger = Ledger(home.ledger, self.identity.sign)
         self.keeper = ModelKeeper(home, options, telemetry)
         self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.placement, home.rules)
         self.refused = Refusals(self._tell_refused)
         self.neighbours = Neighbours(home, self.identity, self.refused)
         self.transport = self.neighbours.transport
+        narrow(policy.listening_relay(), home.posture)
+        self.wiping = Wiping(self.ledger)
+        self.enclave = OwnEnclave(self.template, self.transport)
         self.current = Current()
         self.timers: dict[str, float] = {}
         self.events: deque[ev.Event] = deque()
@@ -102,7 +110,8 @@ class Relay:
 
     def run(self) -> int:
         """Until the machine stops; gives the exit code."""
-        self.ledger.append(what="started", manifest=self.home.manifest.digest, time=int(time.time()))
+        posture = self.home.posture.text
+        self.ledger.append(what="started", manifest=self.home.manifest.digest, posture=posture, time=int(time.time()))
         keyroom = self.keyroom.read if self.keyroom else None
         for descriptor in (self.template.descriptor, keyroom):
             if descriptor is not None:
@@ -111,6 +120,7 @@ class Relay:
         self._start_enclave("prepare")
         self.timers[BEAT] = time.monotonic() + BEAT_SECONDS
         while self.exit_code is None:
+            self.telemetry.flush()
             messages, descriptors, connected = self.transport.poll(self._patience())
             for peer in connected:
                 self.neighbours.introduce(peer)
@@ -118,17 +128,32 @@ class Relay:
                 for event in self.neighbours.take(peer, parts):
                     self._note(event)
                     self._happen(event)
-            if self.template.descriptor in descriptors:
-                self.template.hear()
-            if keyroom in descriptors:
-                self._hear_keyroom()
-            enclave = self.current.enclave
-            if enclave and enclave.descriptor in descriptors:
-                self._hear_enclave(enclave)
+            self._hear_rooms(descriptors)
+            if self.enclave.is_readable(descriptors):
+                self._hear_enclave()
             self._expire()
-        self._end_enclave()
+        self.keeper.save()
+        self.enclave.end()
+        self._see_rooms_end()
         self.transport.close()
         return self.exit_code
+
+    def _hear_rooms(self, readable: set[int]) -> None:
+        if self.template.descriptor in readable:
+            peak_memory = self.template.hear()
+            if peak_memory is not None:
+                self.wiping.ended(ENCLAVE, peak_memory)
+        if self.keyroom and self.keyroom.read in readable:
+            self._hear_keyroom()
+
+    def _see_rooms_end(self) -> None:
+        """Nothing of the last round is left when this node says that it is done."""
+        deadline = time.monotonic() + GONE_SECONDS
+        with contextlib.suppress(RoomError, ChannelClosedError):  # one that is gone already holds nothing either
+            if self.keyroom and self.current.open:
+                self.keyroom.send("close")
+            while self.wiping.waits and (left := deadline - time.monotonic()) > 0:
+                self._hear_rooms(self.transport.poll(left)[1])
 
     def _happen(self, event: ev.Event) -> None:
         """Give an event, and what follows from it at once, to the machine."""
@@ -167,6 +192,7 @@ class Relay:
                 contributors=sorted(event.message.contributors),
                 bytes=len(event.message.ciphertexts),
             )
+            self.wiping.held(event.message.round, len(event.message.ciphertexts))
 
     def _stage_time(self, stage: str, seconds: float) -> None:
         self.telemetry.tell("stage", stage=stage, round=self.current.round, seconds=seconds)
@@ -174,29 +200,14 @@ class Relay:
     # ---- our own enclave --------------------------------------------------------------------------------
 
     def _start_enclave(self, kind: str, **fields: Any) -> None:
-        self._end_enclave()
-        self.current.enclave = self.template.start(kind, **fields)
-        self.current.pulls = 1
-        self.transport.watch(self.current.enclave.descriptor)
+        self.enclave.end()
+        self.wiping.began(self.current.round, ENCLAVE)
+        if self.keyroom and kind == "round":
+            self.wiping.began(self.current.round, KEYROOM)
+        self.enclave.start(kind, **fields)
 
-    def _end_enclave(self) -> None:
-        if self.current.enclave:
-            if self.current.pulls:
-                self.transport.unwatch(self.current.enclave.descriptor)
-            self.current.enclave.end()
-            self.current.enclave, self.current.pulls = None, 0
-
-    def _hear_enclave(self, enclave: Enclave) -> None:
-        """Take what the enclave says, but of its segments only as many as the machine asked for."""
-        while self.current.enclave is enclave and self.current.pulls:
-            try:
-                message = enclave.channel.poll()
-            except ChannelClosedError:
-                self._end_enclave()
-                self._lost("its enclave ended without a word")
-                return
-            if message is None:
-                return
+    def _hear_enclave(self) -> None:
+        for message in self.enclave.messages():
             self._handle_enclave(message)
 
     def _handle_enclave(self, message: dict[str, Any]) -> None:
@@ -205,21 +216,23 @@ class Relay:
             case "initial":
                 self.keeper.begin(message["parameters"], message["start"], message["values"])
             case "prepared":
-                self._end_enclave()
+                self.enclave.end()
+                self.wiping.dropped(PREPARE, 0)
                 self._get_ready(message)
             case "trained":
                 self._stage_time("train", message["seconds"])
                 if message["fingerprints"] is not None:
                     self.telemetry.tell("fingerprints", round=round_, values=message["fingerprints"])
                 if self.home.is_key_holder:
-                    self._pause_enclave()
+                    self.enclave.pause()
                     self._happen(ev.Contributed(round_))
             case "segment":
                 self._stage_time("protect", message["seconds"])
-                self._pause_enclave()
+                self.enclave.pause()
+                self.wiping.held(round_, len(message["ciphertexts"]))
                 self._happen(ev.Sealed(round_, message["segment"], message["ciphertexts"]))
             case "error":
-                self._end_enclave()
+                self.enclave.end()
                 self._lost(message["text"])
 
     def _get_ready(self, message: dict[str, Any]) -> None:
@@ -237,6 +250,7 @@ class Relay:
                 parameters,
                 statistics,
                 self.keeper.size,
+                self.home.posture.text,
                 chain,
                 past.last_round,
                 past.last_forwarded,
@@ -245,18 +259,10 @@ class Relay:
             )
         )
 
-    def _pause_enclave(self) -> None:
-        """The machine's pull is served: leave the rest in the pipe, which holds the enclave back."""
-        self.current.pulls -= 1
-        if not self.current.pulls and self.current.enclave:
-            self.transport.unwatch(self.current.enclave.descriptor)
-
     def _pull(self, segment: int) -> None:
-        enclave = self.current.enclave
-        if enclave and segment:  # the first segment is pulled by the start of the enclave
-            self.current.pulls += 1
-            self.transport.watch(enclave.descriptor)
-            self._hear_enclave(enclave)  # it may lie in our buffer already
+        if segment:  # the first segment is pulled by the start of the enclave
+            self.enclave.pull()
+            self._hear_enclave()  # it may lie in our buffer already
 
     def _lost(self, why: str) -> None:
         """Our enclave gives nothing: before the first round that ends the node, in a round only our part."""
@@ -279,6 +285,8 @@ class Relay:
             case {"kind": "opened", "round": round_, "segment": segment, "integers": integers, "seconds": seconds}:
                 self._stage_time("open", seconds)
                 self._happen(ev.Opened(round_, segment, integers))
+            case {"kind": "ended", "peak_memory": peak_memory}:
+                self.wiping.ended(KEYROOM, peak_memory)
             case {"kind": "own lost", "round": round_}:
                 self._lost("the key room did not get it")
             case {"kind": "refused", "round": round_, "segment": segment}:
@@ -293,7 +301,7 @@ class Relay:
             base=self.machine.base,
             others=sorted(command.others),
             own=self.home.name if command.own else None,
-            length=self._segment_length(command.segment),
+            length=command.length,
             ciphertexts=command.ciphertexts,
         )
 
@@ -315,8 +323,9 @@ class Relay:
                 self._pull(segment)
             case ev.Merge():
                 self._merge(command)
-            case ev.Record(what, round_, segment, contributors):
-                self.ledger.append(what=what, round=round_, segment=segment, contributors=sorted(contributors))
+            case ev.Record(what, round_, segment, contributors, posture):
+                more = {"posture": posture} if posture else {}
+                self.ledger.append(what=what, round=round_, segment=segment, contributors=sorted(contributors), **more)
             case ev.OpenTotal():
                 self._open(command)
             case ev.Stage():
@@ -348,7 +357,7 @@ class Relay:
                 self._stop(error)
 
     def _train(self, round_: int, purpose: str) -> None:
-        self.current.round, self.current.purpose, self.current.began = round_, purpose, time.monotonic()
+        self.current.round, self.current.began = round_, time.monotonic()
         key_holder = self.home.manifest.card(self.home.tree.key_holder)
         canary_key = round_key(
             self.identity.box_secret, key_holder.box_key, self.home.digest, round_, self.machine.base
@@ -360,7 +369,7 @@ class Relay:
     def _merge(self, command: ev.Merge) -> None:
         watch = Stopwatch()
         plan, place = self.home.plan, (command.round, command.attempt, command.segment)
-        ciphertexts = plan.ciphertexts(self._segment_length(command.segment))
+        ciphertexts = plan.ciphertexts(command.length)
         try:
             total = update.merge(plan, command.parts)
         except CiphertextError:
@@ -371,11 +380,8 @@ class Relay:
         self._stage_time("merge", watch.seconds)
         self.events.append(ev.Merged(*place, total))
 
-    def _segment_length(self, segment: int) -> int:
-        return self.home.rules.segment_length(self.machine.lengths[self.current.purpose], segment)
-
     def _apply(self, command: ev.Apply) -> None:
-        self._end_enclave()  # nothing of it counts in this round any more, and the model changes under it
+        self.enclave.end()  # nothing of it counts in this round any more, and the model changes under it
         watch = Stopwatch()
         state = self.keeper.apply(command)
         self._stage_time("apply", watch.seconds)
@@ -408,11 +414,11 @@ class Relay:
         self.keeper.kept()
 
     def _wipe(self, round_: int) -> None:
-        self._end_enclave()
+        self.enclave.end()
         if self.keyroom and self.current.open:
             self.keyroom.send("close")
             self.current.open = False
-        self.telemetry.tell("wiped", round=round_, bytes=self.keeper.wipe())
+        self.wiping.dropped(round_, self.keeper.wipe())
 
     def _stop(self, error: str | None) -> None:
         self.refused.sum_up()

@@ -6,11 +6,13 @@ import contextlib
 import os
 import signal
 import socket
+import struct
 from collections import deque
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, Protocol
 
 from keys.errors import WardtreeError
-from node.channel import Channel
+from node.channel import Channel, ChannelClosedError
 from node.update import Model
 
 _TEMPLATE_ENDED = "the template of the enclaves ended; start this node again, and it goes on"
@@ -22,6 +24,11 @@ class RoomError(WardtreeError):
 
 class RoomEndedError(RoomError):
     """One ended without a word, as when somebody kills it; a new start may go on."""
+
+
+ANSWER = struct.Struct("<4sQ")
+"""What the template says over the control socket: STARTED, with a pidfd, then ENDED and the peak memory in bytes."""
+STARTED, ENDED = b"pid\0", b"end\0"
 
 
 class Enclave:
@@ -94,19 +101,84 @@ class Template:
         self._starting.append(enclave)
         return enclave
 
-    def hear(self) -> None:
-        """Take the template's word that an enclave runs.
+    def hear(self) -> int | None:
+        """Take the template's word that an enclave runs, or that it has ended.
+
+        Returns:
+            When one has ended: the most bytes that it, or a process that sealed for it, had in memory.
 
         Raises:
             RoomEndedError: the template is gone.
         """
         try:
-            answer, descriptors, _, _ = socket.recv_fds(self._control, 3, 1)  # one answer, "pid", at a time
+            answer, descriptors, _, _ = socket.recv_fds(self._control, ANSWER.size, 1)  # one answer at a time
         except ConnectionResetError:  # it ended before it read a job
             answer, descriptors = b"", []
         if not answer:
             raise RoomEndedError(_TEMPLATE_ENDED)
+        kind, peak_memory = ANSWER.unpack(answer)
+        if kind == ENDED:
+            return int(peak_memory)
         self._starting.popleft().started(descriptors[0])
+        return None
+
+
+class Watcher(Protocol):
+    """Where descriptors are waited for: the relay's transport."""
+
+    def watch(self, descriptor: int) -> None: ...
+
+    def unwatch(self, descriptor: int) -> None: ...
+
+
+class OwnEnclave:
+    """The enclave of the round in hand, if there is one: of its messages only as many are taken as were asked for,
+    and the rest waits in the pipe, which holds it back."""
+
+    def __init__(self, template: Template, watcher: Watcher) -> None:
+        self._template, self._watcher = template, watcher
+        self._enclave: Enclave | None = None
+        self._pulls = 0
+
+    def start(self, kind: str, **fields: Any) -> None:
+        """Another one in its place; as :meth:`Template.start`. Its first message may be taken."""
+        self.end()
+        self._enclave, self._pulls = self._template.start(kind, **fields), 1
+        self._watcher.watch(self._enclave.descriptor)
+
+    def end(self) -> None:
+        if self._enclave:
+            if self._pulls:
+                self._watcher.unwatch(self._enclave.descriptor)
+            self._enclave.end()
+            self._enclave, self._pulls = None, 0
+
+    def is_readable(self, descriptors: Collection[int]) -> bool:
+        return self._enclave is not None and self._enclave.descriptor in descriptors
+
+    def pull(self) -> None:
+        """One message more may be taken."""
+        if self._enclave:
+            self._pulls += 1
+            self._watcher.watch(self._enclave.descriptor)
+
+    def pause(self) -> None:
+        """One that was asked for is there."""
+        self._pulls -= 1
+        if not self._pulls and self._enclave:
+            self._watcher.unwatch(self._enclave.descriptor)
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """What it says, as far as it may be taken; an error as the last word of one that ended without."""
+        enclave = self._enclave
+        while enclave and self._enclave is enclave and self._pulls:
+            try:
+                message = enclave.channel.poll()
+            except ChannelClosedError:
+                message = {"kind": "error", "text": "its enclave ended without a word"}
+            if message is None:
+                return
+            yield message
 
 
 def round_job(model: Model, round_: int, purpose: str, check_seed: bytes | None, canary_key: bytes) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from keys.plan import Plan
 from node import update
 from node.channel import Channel, ChannelClosedError
 from node.process import name_process, reap, spawn
+from node.protocol.posture import Posture
+from node.sandbox import policy
+from node.sandbox.enter import narrow
 
 STOCK_CIPHERTEXTS = 2048
 """At most so many zeros wait in one process: 134 MB at N=4096."""
@@ -29,7 +32,7 @@ STOCK_CIPHERTEXTS = 2048
 class Sealers:
     """The enclave's line to the processes that encrypt for it."""
 
-    def __init__(self, plan: Plan, public_key: bytes, length: int, party: str, workers: int) -> None:
+    def __init__(self, plan: Plan, public_key: bytes, length: int, party: str, workers: int, posture: Posture) -> None:
         """Fork ``workers`` processes, which start at once to make zeros for ``length`` integers."""
         self._plan = plan
         segments = plan.segments(length)
@@ -40,7 +43,8 @@ class Sealers:
             ours, theirs = Channel.pair()
             inherited = [ours, *self._lines]
             zeros = min(sum(sizes[worker::workers]), STOCK_CIPHERTEXTS)
-            self._processes.append(spawn(signal.SIGKILL, _work, theirs, inherited, plan, public_key, zeros, party))
+            work = (theirs, inherited, plan, public_key, zeros, party, posture)
+            self._processes.append(spawn(signal.SIGKILL, _work, *work))
             theirs.close()
             self._lines.append(ours)
 
@@ -69,9 +73,18 @@ class Sealers:
             reap(process)
 
 
-def _work(channel: Channel, inherited: list[Channel], plan: Plan, public_key: bytes, zeros: int, party: str) -> None:
+def _work(
+    channel: Channel,
+    inherited: list[Channel],
+    plan: Plan,
+    public_key: bytes,
+    zeros: int,
+    party: str,
+    posture: Posture,
+) -> None:
     for line in inherited:
         line.close()
+    narrow(policy.sealer(), posture)
     name_process(f"sealer {party}")
     sealer = Sealer(plan, public_key)
     poller = select.poll()

@@ -26,6 +26,8 @@ from node.channel import Channel, ChannelClosedError
 from node.federation import plan_for, propose
 from node.home import SETTINGS
 from node.process import end_all, spawn
+from node.protocol.posture import Minimum
+from node.sandbox.machine import detect, require
 from node.study import Study
 from topology import Member, Roster, TopologyError, Tree, place
 
@@ -48,6 +50,8 @@ class Federation:
         data: for each party its own ``[data]`` table.
         key_holder: who holds the secret key.
         out: the run's folder; homes, ceremony files, models and reports go there.
+        allowed_gaps: parts of the sandbox that may be missing: they go into the manifest.
+        policy: what confines the rooms; "off": nothing does, for work on wardtree itself.
     """
 
     study_text: str
@@ -55,6 +59,8 @@ class Federation:
     data: Mapping[str, Mapping[str, Any]]
     key_holder: str
     out: Path
+    allowed_gaps: tuple[str, ...] = ()
+    policy: str = "required"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,6 +68,20 @@ class Federation:
 
     def home(self, name: str) -> Path:
         return self.out / "homes" / name
+
+
+def manifest_gaps(federation: Federation) -> tuple[str, ...]:
+    """The gaps that the manifest allows by name: those asked for, and what this run cannot but have, since all
+    its nodes are this user's: that it is root, or that the sandbox was left out.
+
+    Raises:
+        SandboxError: this machine has a gap besides.
+    """
+    posture = detect(federation.policy)
+    gaps = {*federation.allowed_gaps, *(posture.gaps & {"root", "no-sandbox"})}
+    minimum = Minimum(frozenset(gaps), frozenset(federation.study.sandbox.demand))
+    require(posture, minimum, "this machine", "run with --allow-gap, and the manifest allows it by name")
+    return tuple(sorted(gaps))
 
 
 def read_parties(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
@@ -138,6 +158,7 @@ def hold_ceremony(federation: Federation, endpoints: Mapping[str, str] | None = 
         now,
         now + timedelta(days=1),
         table / "proposal.json",
+        manifest_gaps(federation),
     )
     steps.note_proposal(federation.home(holder), coordinator, table / "proposal.json", record, now)
     signatures = [table / f"{name}.signature.json" for name in federation.names]

@@ -99,6 +99,14 @@ class Deadlines(Settings):
     join_seconds: float = Field(default=60.0, gt=0, description="a number of seconds above 0")
 
 
+class Sandbox(Settings):
+    """``[sandbox]``: gaps that are only advised against, and that no node of this study may have."""
+
+    demand: list[Literal["core-pattern", "hibernation", "init-on-free", "ptrace", "swap"]] = Field(
+        default_factory=list, description='a list of "core-pattern", "hibernation", "init-on-free", "ptrace", "swap"'
+    )
+
+
 class Debug(Settings):
     """``[debug]``: ``check_sums`` lets ``wardtree local`` compare each opened total with a linear check;
     ``two_parties`` lets two parties take part in an experiment in which each learns the other's update."""
@@ -120,6 +128,7 @@ class Study(Settings):
     aggregation: Aggregation = Field(default_factory=Aggregation, description="a table")
     privacy: Privacy = Field(default_factory=Privacy, description="a table")
     deadlines: Deadlines = Field(default_factory=Deadlines, description="a table")
+    sandbox: Sandbox = Field(default_factory=Sandbox, description="a table")
     debug: Debug = Field(default_factory=Debug, description="a table")
 
     @property
@@ -230,6 +239,9 @@ mode = "none"
 [deadlines]
 round_seconds = 120.0
 join_seconds = 60.0
+
+[sandbox]
+demand = []            # beyond what every node must have: that no node has "swap", say; `wardtree doctor` lists more
 
 [debug]
 check_sums = false     # true: `wardtree local` checks that every opened total is exact

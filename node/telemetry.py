@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from node.channel import Channel, ChannelClosedError
+from node.channel import Channel, ChannelClosedError, packed
 
 
 class Telemetry:
@@ -17,12 +17,25 @@ class Telemetry:
 
     def __init__(self, channel: Channel | None, party: str) -> None:
         self._channel, self._party = channel, party
+        self._waiting: list[bytes] = []
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What must stay open for it."""
+        return self._channel.descriptors if self._channel else ()
 
     def tell(self, event: str, **fields: Any) -> None:
-        if self._channel is None:
+        """Have it sent with the next :meth:`flush`: one write for all that happens at once."""
+        if self._channel is not None:
+            self._waiting += packed(event, party=self._party, time=time.time(), **fields)
+
+    def flush(self) -> None:
+        """Send what was told since the last time."""
+        waiting, self._waiting = self._waiting, []
+        if self._channel is None or not waiting:
             return
         try:
-            self._channel.send(event, party=self._party, time=time.time(), **fields)
+            self._channel.send_packed([b"".join(waiting)])
         except ChannelClosedError:
             self._channel = None
 

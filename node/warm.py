@@ -10,15 +10,19 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from node.enclave import run_template, warm_up
-from node.home import load_home
+from node.home import Home, load_home
 from node.process import name_process, spawn
+from node.protocol.posture import parse_posture
+from node.sandbox import policy
+from node.sandbox.enter import enter
 from node.supervisor import enclave_settings
 
-_MAX_PATH = 4096
+_MAX_REQUEST = 8192
 
 
 class Nursery:
@@ -27,12 +31,13 @@ class Nursery:
     def __init__(self, requests: socket.socket) -> None:
         self._requests = requests
 
-    def fork_template(self, home: Path, ends: Sequence[socket.socket]) -> None:
-        """Have the template of the node in ``home`` forked; ``ends`` are its sockets.
+    def fork_template(self, home: Home, ends: Sequence[socket.socket]) -> None:
+        """Have the template of a node forked, which enters its room first of all; ``ends`` are its sockets.
 
         It ends by itself when its relay does.
         """
-        socket.send_fds(self._requests, [os.fsencode(home)], [end.fileno() for end in ends])
+        request = [home.posture.text.encode(), b"\0", os.fsencode(home.path)]
+        socket.send_fds(self._requests, request, [end.fileno() for end in ends])
 
 
 def start_nursery(task: str) -> tuple[Nursery, int]:
@@ -49,17 +54,21 @@ def _run(requests: socket.socket, other: socket.socket, task: str) -> None:
     warm_up(task)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # templates end when they will: the kernel takes them away
     while True:
-        path, descriptors, _, _ = socket.recv_fds(requests, _MAX_PATH, 2)
-        if not path:
+        request, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST, 2)
+        if not request:
             return
-        spawn(signal.SIGKILL, _template, requests, Path(os.fsdecode(path)), descriptors)
+        posture, _, path = request.partition(b"\0")
+        spawn(signal.SIGKILL, _template, requests, Path(os.fsdecode(path)), posture.decode(), descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _template(requests: socket.socket, path: Path, descriptors: list[int]) -> None:
+def _template(requests: socket.socket, path: Path, text: str, descriptors: list[int]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     requests.close()
+    posture = parse_posture(text)
+    assert posture
+    home = replace(load_home(path, datetime.now(UTC)), posture=posture)
+    enter(policy.template(home.path, home.task_source, home.readable), posture, descriptors)
     control, *jobs = (socket.socket(fileno=descriptor) for descriptor in descriptors)
-    settings = enclave_settings(load_home(path, datetime.now(UTC)))
-    run_template(control, jobs[0] if jobs else None, settings)
+    run_template(control, jobs[0] if jobs else None, enclave_settings(home))

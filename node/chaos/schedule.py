@@ -12,7 +12,7 @@ from keys.errors import WardtreeError
 CALM_ROUNDS = 3
 """At the end: everything is mended, everyone is back, and the study must come to its end."""
 
-ROUNDS_A_FAULT = 1.25
+ROUNDS_A_FAULT = 1.0
 """So many rounds pass from one fault to the next, on average."""
 
 NODE, RELAY, TEMPLATE, ENCLAVE, KEYROOM = "node", "relay", "template", "enclave", "keyroom"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from keys.errors import WardtreeError
 from node.chaos.run import Happened
 from node.chaos.schedule import KILLS, LINKS, STOP
-from node.home import LEDGER, MODEL, Home, load_home
-from node.keyroom import openings_file
+from node.home import MODEL, Home, load_home
 from node.ledger import read_entries
 from node.published import load_model
 from node.record import Record
@@ -73,10 +73,10 @@ def judge(federation: Federation, happened: Happened) -> Verdict:
         restarts=happened.restarts,
         faults=dict(happened.faults),
     )
-    openings = [entry for entry in _entries(home, openings_file(home)) if entry["what"] == "opening"]
+    openings = [entry for entry in _entries(home.openings) if entry["what"] == "opening"]
     _judge_openings(verdict, openings, home)
     _judge_sums(verdict, openings, happened.record)
-    _judge_rounds(verdict, _entries(home, LEDGER), home)
+    _judge_rounds(verdict, _entries(home.ledger), home)
     _judge_ends(verdict, federation, happened)
     for what in ("wrong_sums", "double_openings", "below_quorum"):
         if getattr(verdict, what):
@@ -84,8 +84,8 @@ def judge(federation: Federation, happened: Happened) -> Verdict:
     return verdict
 
 
-def _entries(home: Home, file: str) -> Entries:
-    return [line["entry"] for line in read_entries(home.path / file)]
+def _entries(file: Path) -> Entries:
+    return [line["entry"] for line in read_entries(file)]
 
 
 def _judge_openings(verdict: Verdict, openings: Entries, home: Home) -> None:

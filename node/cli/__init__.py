@@ -1,8 +1,8 @@
 """The command line: ``wardtree``. Thin: it reads arguments, calls, prints, and turns errors into exit codes.
 
 Exit codes: 0 done; 1 the study failed, or a result is not what it must be; 2 wrong input: a message of one
-line says who, what was expected, what came; 70 a bug of ours; 75 a process of this node was killed, and it goes on
-when it is started again; 130 interrupted.
+line says who, what was expected, what came; 69 this machine lacks a part of the sandbox that is asked for; 70 a
+bug of ours; 75 a process of this node was killed, and it goes on when it is started again; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Annotated
 import typer
 
 from keys.errors import WardtreeError
-from node.cli import bench, ceremony, chaos, local, node, plan, study
+from node.cli import bench, ceremony, chaos, doctor, local, node, plan, study
 from node.process import ENDED_FROM_OUTSIDE
+from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError
 from node.supervisor import EndedFromOutsideError
 from topology import TopologyError
 
@@ -27,6 +28,7 @@ app = typer.Typer(
     help="Hospitals train one model together; nobody sees another's data or another's model update.",
     epilog="Start with [bold]wardtree local[/bold]: four hospitals on this machine, on real data.",
 )
+app.command("doctor")(doctor.doctor)
 app.command("local")(local.local)
 app.command("node")(node.node)
 app.command("plan")(plan.plan)
@@ -44,6 +46,13 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _code(error: Exception) -> int:
+    """The exit code for what a user can cause."""
+    if isinstance(error, SandboxError):
+        return EXIT_UNAVAILABLE
+    return ENDED_FROM_OUTSIDE if isinstance(error, EndedFromOutsideError) else 2
+
+
 @app.callback()
 def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
@@ -58,6 +67,6 @@ def main() -> None:
     except (WardtreeError, TopologyError) as error:
         for line in str(error).splitlines():
             print(f"wardtree: {line}", file=sys.stderr)
-        sys.exit(ENDED_FROM_OUTSIDE if isinstance(error, EndedFromOutsideError) else 2)
+        sys.exit(_code(error))
     except BrokenPipeError:
         sys.exit(1)

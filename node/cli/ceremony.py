@@ -18,8 +18,9 @@ from keys.plan import Plan
 from keys.statement import KEYS_LOST, WITHDRAWN, Statement
 from keys.vault import STANDARD
 from node.cli import custody, identity, verify
-from node.cli.common import AllowGap, Days, Home, Json, Out, Record, Threshold, check_public_key, now, tell
+from node.cli.common import Days, Home, Json, Out, Record, Threshold, check_public_key, now, tell
 from node.cli.passphrase import Descriptor, read_passphrase
+from node.cli.sandbox import AllowGap
 from node.federation import Succession, install_base, next_base, next_cards, plan_for, propose
 from node.study import parse_study, read_study
 

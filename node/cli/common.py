@@ -23,9 +23,6 @@ Threshold = Annotated[
     int | None,
     typer.Option(help="How many of this roster must sign the version after this one. [default: a majority]", min=1),
 ]
-AllowGap = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="A part of the sandbox that may be missing at a node.")
-]
 
 
 def now() -> datetime:

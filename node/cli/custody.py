@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -44,7 +44,12 @@ def split(
     """The key holder: put the secret key into the custody of several people, none of whom can start it alone."""
     public_key = _public_key(home)
     passphrase = read_passphrase(passphrase_fd, str(home))
-    _apart(home, passphrase, record, as_json, custody.split_key, home, passphrase, public_key, holder, needed, folder)
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CeremonyError(f"{folder}: cannot be made: {error.strerror}") from error
+    arguments = (home, passphrase, public_key, holder, needed, folder)
+    _apart(home, passphrase, record, as_json, holder, [home, folder], custody.split_key, *arguments)
 
 
 def release(
@@ -68,7 +73,8 @@ def recombine(
 ) -> None:
     """The key holder: take the secret key out of custody, with enough released shares."""
     passphrase = read_passphrase(passphrase_fd, str(home))
-    _apart(home, passphrase, record, as_json, custody.recombine, home, passphrase, released)
+    folders = [home, *(path.parent for path in released)]  # released shares are erased
+    _apart(home, passphrase, record, as_json, (), folders, custody.recombine, home, passphrase, released)
 
 
 def destroy(
@@ -115,7 +121,14 @@ def _public_key(home: Path) -> str:
 
 
 def _apart(
-    home: Path, passphrase: str, record: Path, as_json: bool, function: custody.WithStatement, *arguments: object
+    home: Path,
+    passphrase: str,
+    record: Path,
+    as_json: bool,
+    read: Iterable[Path],
+    folders: Iterable[Path],
+    function: custody.WithStatement,
+    *arguments: object,
 ) -> None:
     """Let a process of its own handle the secret key, and record what it did."""
     from node.keyroom import in_keyroom
@@ -124,7 +137,7 @@ def _apart(
     with _not_running(home):
         identity = ceremony.load_identity(home, passphrase)
         steps.check_record(home, record, moment)
-        did, wrote, after, statement = in_keyroom(_call, function, arguments, moment)
+        did, wrote, after, statement = in_keyroom(_call, function, arguments, moment, read=read, folders=folders)
         steps.note(home, identity, record, [Statement.from_dict(parse(statement, MAX_STATEMENT))], moment)
     tell(Step(did, (*map(Path, wrote), record), after), as_json)
 

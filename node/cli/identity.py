@@ -80,7 +80,7 @@ def change_passphrase(
 
     old = read_passphrase(passphrase_fd, str(home))
     fresh = read_passphrase(new_passphrase_fd, f"{home}, the new one", new=True, credential=NEW_CREDENTIAL)
-    did, wrote, after = in_keyroom(_change, home, old, fresh)
+    did, wrote, after = in_keyroom(_change, home, old, fresh, folders=[home])
     tell(Step(did, tuple(map(Path, wrote)), after), as_json)
 
 

@@ -13,8 +13,11 @@ import typer
 from rich.console import Console
 
 from node import report as reports
+from node.cli.sandbox import AllowGap
 from node.display import LiveView
 from node.local import Outcome, run_federation
+from node.report_terminal import summary_table
+from node.sandbox.root import leave_root
 from node.simulation import STUDIES, Federation, LocalError, in_process, read_parties, simulated_parties
 from node.study import parse_study
 
@@ -49,6 +52,10 @@ def local(
     task: Annotated[str | None, typer.Option(help='"synthetic": no data, no torch, for load and scale.')] = None,
     params: Annotated[int, typer.Option(help="Parameters of the synthetic task.", min=1)] = 10_000,
     out: Annotated[Path | None, typer.Option(help="The run's folder, new or empty; default: runs/NAME-DATE.")] = None,
+    allow_gap: AllowGap = None,
+    insecure_development: Annotated[
+        bool, typer.Option("--insecure-development", help="No sandbox at all: for work on wardtree itself.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
     """Run a whole tree of hospitals on this machine: real processes, real sockets, a real key ceremony.
@@ -56,7 +63,8 @@ def local(
     Each party has its own folder and its own processes. The report compares what each hospital could do
     alone with the federation, and with data pooled in one place, which is never allowed in life.
 
-    Exit code 0: the study is complete, all models are identical and, where checked, all sums exact.
+    Exit code 0: the study is complete, all models are identical and, where checked, all sums exact. 69: this
+    machine lacks a part of the sandbox; `wardtree doctor` says which.
 
     Examples:
 
@@ -71,7 +79,10 @@ def local(
     text = _override(text, "seed", seed, source)
     checked = parse_study(text, source)
     tables, key_holder = _parties(checked.task.class_name, study, data, parties)
-    federation = Federation(text, checked, tables, key_holder, (out or _default_out(checked.name)).resolve())
+    folder = (out or _default_out(checked.name)).resolve()
+    leave_root(folder)
+    policy = "off" if insecure_development else "required"
+    federation = Federation(text, checked, tables, key_holder, folder, tuple(allow_gap or ()), policy)
     if len(tables) > (os.cpu_count() or 1) // 2:
         # Many nodes share few cores: threads inside each of them only get in each other's way.
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -86,7 +97,7 @@ def local(
     if as_json:
         typer.echo(json.dumps(result, indent=2, sort_keys=True))
     else:
-        console.print(reports.summary_table(result))
+        console.print(summary_table(result))
         console.print(f"Report: {federation.out / 'report.html'} and report.json")
     raise typer.Exit(0 if result["ok"] else 1)
 

@@ -182,7 +182,8 @@ class Adder(Climber):
         parts = round_.parts()
         if parts is not None:
             round_.merging = True
-            self.do(ev.Merge(round_.opening.round, round_.attempt, round_.next, parts))
+            length = self.rules.segment_length(round_.opening.length, round_.next)
+            self.do(ev.Merge(round_.opening.round, round_.attempt, round_.next, parts, length))
 
     def _freeze(self, round_: Gathering) -> None:
         """Segment 0 fixes our set. The apex lets it pass only if everyone stays hidden, and only once a round."""

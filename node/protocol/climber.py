@@ -119,7 +119,7 @@ class Climber(Feeder):
         elif peer == self.parent:
             self._attach(peer)
         elif restarted:
-            self._lose_child(peer)
+            self._lose_child(peer, left=True)
 
     def _attach(self, peer: str) -> None:
         self.parent = peer
@@ -133,7 +133,7 @@ class Climber(Feeder):
         if peer == self.parent:
             self._leave_parent()
             return
-        self._lose_child(peer)
+        self._lose_child(peer, left)
         if not left and self.base:
             self.news[peer] = Gone(self.base, peer)
             self.pass_news()
@@ -146,12 +146,19 @@ class Climber(Feeder):
         if self.target is None and self.state not in (State.ENDING, State.ENDED):
             self._dial(self._after(lost))
 
-    def _lose_child(self, peer: str) -> None:
+    def _lose_child(self, peer: str, left: bool) -> None:
         self.fed.pop(peer, None)
         for name in [name for name, (via, _) in self.below.items() if via == peer]:
             del self.below[name]
             self.news.pop(name, None)
+            self.orphans |= name != peer and not left
         self.lost_below(peer)
+
+    def leave(self, *_: object) -> None:
+        """Say goodbye above: our parent waits for it."""
+        if self.parent:
+            self.do(ev.HangUp(self.parent))
+        super().leave()
 
     # ---- who is here ------------------------------------------------------------------------------------
 
@@ -161,7 +168,7 @@ class Climber(Feeder):
             applied = self.chain[-1].close.round + 1 if self.chain else 0
             round_ = self.log_round if self.held else 0
             self.joined_on = self.base
-            self.news[self.me] = Joined(round_, self.base, applied, self.held, self.parent)
+            self.news[self.me] = Joined(round_, self.base, applied, self.held, self.parent, self.posture)
             self.pass_news()
 
     def pass_news(self) -> None:
@@ -176,6 +183,9 @@ class Climber(Feeder):
 
     def on_joined(self, event: ev.Received) -> None:
         assert isinstance(event.message, Joined)
+        if objection := self.rules.minimum.objection(event.message.posture):
+            self.drop(event, f"{event.sender} in a sandbox as the manifest demands", objection)
+            return
         self.do(ev.Consume(event.peer))
         self.below[event.sender] = (event.peer, event)
         self.news[event.sender] = event

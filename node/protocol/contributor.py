@@ -64,7 +64,7 @@ class Contributor(Adder):
             self.do(ev.Drop(event.sender, "contributors that make a tree", str(error)))
             return
         self._abandon()
-        self.seen, self.tree = opening.round, tree
+        self.seen, self.tree, self.orphans = opening.round, tree, False
         takes_part = self.me in opening.contributors
         awaited = {*self.tree.children[self.me], self.me} if takes_part else set()
         self.round = Gathering(opening, self.rules.segments(opening.length), awaited)
@@ -78,8 +78,9 @@ class Contributor(Adder):
         self.climb_to(self.tree.parent[self.me])
         if opening.round > self.last_round:
             self.last_round = opening.round
-            self.do(ev.Record("training", opening.round, 0, frozenset()))
-            self.do(ev.Train(opening.round, opening.purpose), ev.PullSegment(opening.round, 0))
+            # The enclave starts while the disk takes the record, which is there before anything of it can be sent.
+            self.do(ev.Train(opening.round, opening.purpose))
+            self.do(ev.Record("training", opening.round, 0, frozenset()), ev.PullSegment(opening.round, 0))
         else:
             self.round.awaited.discard(self.me)  # we trained in it before we restarted: never twice in a round
         self.do(ev.SetTimer("gather", self._patience(opening.gather_ms / 1000)))
@@ -208,17 +209,20 @@ class Contributor(Adder):
         self._leave_if_told()
 
     def _leave_if_told(self) -> None:
-        if self.state is State.ENDING and (self.last_word is None or self.everyone_is_fed):
+        if self.state is State.ENDING and (self.last_word is None or self.everyone_has_left):
             self.leave()
 
-    def on_room(self, peer: str) -> None:
+    def on_room(self, peer: str, consumed: bool) -> None:
         self.feed(peer)
         self.pass_news()
-        if self.state is State.ENDING:
-            self.do(ev.SetTimer("goodbye", self.rules.goodbye_seconds))
-            self._leave_if_told()
-        else:
+        if self.state is not State.ENDING:
             self._advance()
+        elif consumed:
+            self.do(ev.SetTimer("goodbye", self.rules.goodbye_seconds))
+
+    def on_down(self, peer: str, left: bool) -> None:
+        super().on_down(peer, left)
+        self._leave_if_told()
 
     def on_expired(self, event: ev.Expired) -> None:
         if event.timer == "silence":

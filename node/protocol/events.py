@@ -37,13 +37,14 @@ class Ready:
     ``state`` is our state's digest, ``size`` its bytes; ``parameters`` and ``statistics`` are the lengths of
     the two kinds of round. ``chain`` has the closed rounds behind the state; ``last_round`` is the last round
     that we trained in or opened, ``forwarded`` the last that left us as the apex; ``begins`` the round that the
-    first state under this manifest is of (-1: it is new, and has no statistics).
+    first state under this manifest is of (-1: it is new, and has no statistics). In ``posture`` our rooms run.
     """
 
     state: bytes
     parameters: int
     statistics: int
     size: int
+    posture: str
     chain: tuple[Published, ...] = ()
     last_round: int = -1
     forwarded: int = -1
@@ -233,33 +234,36 @@ class PullSegment:
 
 @dataclass(frozen=True)
 class Merge:
-    """Add the parts of one segment."""
+    """Add the parts of one segment of ``length`` integers."""
 
     round: int
     attempt: int
     segment: int
     parts: tuple[bytes, ...]
+    length: int
 
 
 @dataclass(frozen=True)
 class Record:
-    """Write to the ledger, durably, before anything that follows."""
+    """Write to the ledger, durably, before anything that follows. ``posture``: of who joined."""
 
     what: str
     round: int
     segment: int
     contributors: frozenset[str]
+    posture: str = ""
 
 
 @dataclass(frozen=True)
 class OpenTotal:
-    """Have the key room open one segment's total over ``others``, and add our own integers if ``own``."""
+    """Have the key room open one segment's total over ``others``, and add our own ``length`` integers if ``own``."""
 
     round: int
     segment: int
     others: frozenset[str]
     own: bool
     ciphertexts: bytes
+    length: int
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ closes from there on, and our state, whose digest the last close names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from node.protocol import events as ev
@@ -33,6 +33,7 @@ class Feeder(Party):
         """To be called once, before any neighbour is there."""
         self.fed: dict[str, Child] = {}
         self.last_word: Any = None
+        self.orphans = False  # somebody is lost who had others below it: they may come to us
         self.chain: list[ev.Published] = []
         self.log: list[Any] = []
         self.log_base, self.log_round, self.log_start = b"", -1, 0
@@ -158,7 +159,7 @@ class Feeder(Party):
 
     def _reached(self, child: Child, base: bytes, applied: int) -> None:
         assert child.position is not None
-        child.position = Joined(0, base, applied, 0, child.position.parent)
+        child.position = replace(child.position, round=0, base=base, applied=applied, held=0)
 
     def _pass_on(self, peer: str, item: Any) -> None:
         match item:
@@ -170,10 +171,6 @@ class Feeder(Party):
                 self.send(peer, item, "")
 
     @property
-    def everyone_is_fed(self) -> bool:
-        """Whether every neighbour that we can help has taken all that we have for it, and the last word."""
-        return all(
-            child.cursor is None
-            or (child.close is None and child.cursor == self._end and child.told and not self.pending[peer])
-            for peer, child in self.fed.items()
-        )
+    def everyone_has_left(self) -> bool:
+        """Whether every neighbour that we can help has taken the last word, passed it on, and said goodbye."""
+        return not self.orphans and all(child.cursor is None for child in self.fed.values())

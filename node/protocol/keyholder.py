@@ -44,7 +44,7 @@ class KeyHolder(Feeder):
         self.number = self.begins = -1
         self.present = Attendance(me, frozenset(placement.order))
         self.failures = 0
-        self.began = False
+        self.began = self.is_told = False
         self.closing: tuple[str, frozenset[str], int] | None = None
         self.resumed: ev.Resumed | None = None
 
@@ -93,7 +93,9 @@ class KeyHolder(Feeder):
             self.on_down(peer, left=False)
 
     def on_down(self, peer: str, left: bool) -> None:
-        self.fed.pop(peer, None)
+        child = self.fed.pop(peer, None)
+        self.is_told = self.is_told or bool(child and child.told and left)
+        self.orphans |= not left and any(place.parent == peer for place in self.present.places.values())
         self.present.gone(peer, self.me)
         if self.round and peer == self.round.tree.apex:
             self._end_round()
@@ -104,9 +106,14 @@ class KeyHolder(Feeder):
     def on_joined(self, event: ev.Received) -> None:
         joined = event.message
         assert isinstance(joined, Joined)
+        if objection := self.rules.minimum.objection(joined.posture):
+            self.drop(event, f"{event.sender} in a sandbox as the manifest demands", objection)
+            return
         self.do(ev.Consume(event.peer))
         if self.present.joined(event.sender, joined.parent, joined.base):
-            self.do(ev.Report("joined", max(self.number, 0), frozenset({event.sender})))
+            who = frozenset({event.sender})
+            self.do(ev.Report("joined", max(self.number, 0), who))
+            self.do(ev.Record("joined", max(self.number, 0), 0, who, joined.posture))
         if event.sender == event.peer:
             self.place(event.peer, joined)
         if self.state is State.IDLE and joined.base not in self._known:
@@ -167,7 +174,7 @@ class KeyHolder(Feeder):
         if self._is_finished:
             self._finish()
             return True
-        self.began = True
+        self.began, self.orphans = True, False
         needs_statistics = self.lengths[STATISTICS] and not self.chain and self.begins < 0
         self.number = max(self.number + 1, 0 if needs_statistics else 1)
         purpose = STATISTICS if needs_statistics else TRAIN
@@ -176,8 +183,8 @@ class KeyHolder(Feeder):
         self.present.expected = live - {self.me}
         self.round = Round(opening, tree, self.rules.segments(self.lengths[purpose]))
         self.state = State.GATHERING
-        self.do(ev.Report("opened", self.number), ev.Record("training", self.number, 0, frozenset()))
-        self.do(ev.Train(self.number, purpose), ev.SetTimer("round", self.rules.gather_seconds))
+        self.do(ev.Report("opened", self.number), ev.Train(self.number, purpose))
+        self.do(ev.Record("training", self.number, 0, frozenset()), ev.SetTimer("round", self.rules.gather_seconds))
         self.open_log(self.number, opening)
         return True
 
@@ -269,7 +276,8 @@ class KeyHolder(Feeder):
             ciphertexts = round_.parts[round_.next]
             if round_.next == 0:  # the key room's ledger has every segment
                 self.do(ev.Record("opening", self.number, 0, self._contributors(round_)))
-            self.do(ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts))
+            length = self.rules.segment_length(round_.opening.length, round_.next)
+            self.do(ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts, length))
         elif round_.ended or round_.next == round_.segments:
             self._close(round_)
 
@@ -365,14 +373,13 @@ class KeyHolder(Feeder):
         self._leave_if_told()
 
     def _leave_if_told(self) -> None:
-        if self.state is State.ENDING and self.fed and self.everyone_is_fed:
+        if self.state is State.ENDING and self.is_told and self.everyone_has_left:
             self.leave()
 
-    def on_room(self, peer: str) -> None:
+    def on_room(self, peer: str, consumed: bool) -> None:
         self.feed(peer)
-        if self.state is State.ENDING:
+        if self.state is State.ENDING and consumed:
             self.do(ev.SetTimer("goodbye", self.rules.goodbye_seconds))
-            self._leave_if_told()
 
     def on_joined_late(self, event: ev.Received) -> None:
         assert isinstance(event.message, Joined)

@@ -19,7 +19,7 @@ class Joined:
     """I am here, below ``parent``, and hold this state.
 
     ``applied`` counts the rounds behind the state; of round ``round`` I hold ``held`` frames (its opening is
-    the first).
+    the first). ``posture`` is what confines my rooms (``protocol/posture.py``).
     """
 
     round: int
@@ -27,6 +27,7 @@ class Joined:
     applied: int
     held: int
     parent: str
+    posture: str
 
 
 @dataclass(frozen=True)

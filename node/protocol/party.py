@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from node.protocol import events as ev
 from node.protocol.messages import STATISTICS, TRAIN, Message
+from node.protocol.posture import NO_GAPS, Minimum
 from topology import Placement
 
 
@@ -38,6 +39,7 @@ class Rules:
     settle_seconds: float = 6.0
     goodbye_seconds: float = 5.0
     most_failures: int = 10
+    minimum: Minimum = NO_GAPS
 
     @property
     def silence_seconds(self) -> float:
@@ -69,6 +71,7 @@ class Party:
         self.state = State.JOINING
         self.base = b""
         self.size = 0
+        self.posture = ""
         self.lengths: Mapping[str, int] = {}
         self.parent: str | None = None
         self.up: set[str] = set()
@@ -83,8 +86,8 @@ class Party:
                 self._receive(event)
             case ev.Room(peer, pending):
                 if peer in self.up:
-                    self.pending[peer] = pending
-                    self.on_room(peer)
+                    was, self.pending[peer] = self.pending[peer], pending
+                    self.on_room(peer, pending < was)
             case ev.Up(peer):
                 restarted = peer in self.up  # or it gave us up, before we noticed
                 self.up.add(peer)
@@ -120,7 +123,7 @@ class Party:
 
     def ready(self, event: ev.Ready) -> None:
         """Our own state is known."""
-        self.base, self.size = event.state, event.size
+        self.base, self.size, self.posture = event.state, event.size, event.posture
         self.lengths = {STATISTICS: event.statistics, TRAIN: event.parameters}
 
     # ---- for subclasses ---------------------------------------------------------------------------------
@@ -137,8 +140,8 @@ class Party:
         """A neighbour is not there any more."""
         raise NotImplementedError
 
-    def on_room(self, peer: str) -> None:
-        """A neighbour consumed something."""
+    def on_room(self, peer: str, consumed: bool) -> None:
+        """A neighbour was heard; whether it ``consumed`` something."""
         raise NotImplementedError
 
     # ---- commands ---------------------------------------------------------------------------------------

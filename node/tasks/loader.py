@@ -22,7 +22,8 @@ def load_task_class(name: str) -> type[Task]:
     Raises TaskError where there is no such module or class, or where it lacks a method.
     """
     module_name, class_name = _split(name)
-    _source(name)  # whether there is one, before any of it runs
+    if name not in BUILTIN:
+        task_source(name)  # whether there is one, before any of it runs
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's own code raises while it is imported
@@ -56,13 +57,31 @@ def load_task(name: str, setup: Setup) -> Task:
     return task
 
 
+def task_source(name: str) -> Path:
+    """What holds a task's source: its module's file, or the folder of the top-level package that it lies in.
+
+    Found without importing it. Raises TaskError where there is none.
+    """
+    module, _ = _split(name)
+    parts = module.split(".")
+    spec = _spec(parts[0], None)
+    folders = spec and spec.submodule_search_locations
+    package = folders[0] if folders else None
+    for depth in range(2, len(parts) + 1):
+        spec = _spec(".".join(parts[:depth]), folders) if folders else None
+        folders = spec and spec.submodule_search_locations
+    if spec is None or not (spec.origin or "").endswith(".py"):
+        raise TaskError(f"task {name}: expected a Python module {module}, none is installed or on PYTHONPATH")
+    return Path(package or spec.origin or "")
+
+
 def task_digest(name: str) -> str:
     """SHA-256, in hex, of the source that a task consists of; found without importing it.
 
     For a built-in task: ``node/tasks`` and the modules that it reads data and options with. For a module that
     lies in a package: every .py file of that (top-level) package. Otherwise: the module's own file.
     """
-    source = _source(name)
+    source = task_source(name)
     if name in BUILTIN:
         root = Path(__file__).parent.parent
         files = [*(root / "tasks").rglob("*.py"), root / "data.py", root / "settings.py"]
@@ -82,21 +101,6 @@ def _split(name: str) -> tuple[str, str]:
     if not cls.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise TaskError(f'task: expected {", ".join(BUILTIN)} or "module:Class", came "{name}"')
     return module, cls
-
-
-def _source(name: str) -> Path:
-    """What holds the module's source: its own file, or the folder of the top-level package that it lies in."""
-    module, _ = _split(name)
-    parts = module.split(".")
-    spec = _spec(parts[0], None)
-    folders = spec and spec.submodule_search_locations
-    package = folders[0] if folders else None
-    for depth in range(2, len(parts) + 1):
-        spec = _spec(".".join(parts[:depth]), folders) if folders else None
-        folders = spec and spec.submodule_search_locations
-    if spec is None or not (spec.origin or "").endswith(".py"):
-        raise TaskError(f"task {name}: expected a Python module {module}, none is installed or on PYTHONPATH")
-    return Path(package or spec.origin or "")
 
 
 def _spec(module: str, path: list[str] | None) -> ModuleSpec | None:

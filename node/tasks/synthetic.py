@@ -51,7 +51,8 @@ class SyntheticTask(Task):
         update = generator.random(self.parameters, np.float32)  # in place below: a model may be large
         update -= np.float32(0.5)
         update *= 2 * self._scale
-        time.sleep(self._seconds)
+        if self._seconds:
+            time.sleep(self._seconds)
         return update
 
     def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> dict[str, float]:

@@ -11,8 +11,13 @@ from pathlib import Path
 
 import psutil
 
+from node.sandbox.machine import detect
+
 FULL = os.environ.get("WARDTREE_FULL") == "1"
 """Full sizes are run by hand; CI runs reduced ones."""
+
+OWN_GAPS = sorted(detect().gaps & {"root"})
+"""Gaps of the sandbox that a manifest must allow for these tests to run: that they run as root, if they do."""
 
 
 def wardtree(

@@ -8,6 +8,8 @@ import pytest
 
 from tests.end_to_end.commands import wardtree
 
+pytestmark = pytest.mark.confined
+
 STUDY = """\
 [study]
 name = "s"

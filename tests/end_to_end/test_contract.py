@@ -13,13 +13,18 @@ from keys.ckks import KeyFileError, Opener, OpeningFailed
 from keys.plan import Plan
 from node.cli.local import SYNTHETIC
 from node.home import load_home
+from node.ledger import read_entries
 from node.local import Outcome, run_federation
 from node.protocol.messages import Close, Finish, Gone, Joined, Open, Partial, Total
+from node.protocol.posture import parse_posture
 from node.published import load_model
 from node.simulation import Federation, simulated_parties
 from node.study import parse_study
+from node.wiping import PREPARE
 from tests.node.network import Network
 from topology import quorum_met
+
+pytestmark = pytest.mark.confined
 
 PARTIES = 6
 
@@ -54,8 +59,30 @@ def test_each_party_at_the_end_has_its_own_data_and_the_final_model(run: tuple[F
         secret = {path for path in kept if path.startswith(("secret-key-", "openings-"))}
         assert kept - secret == {
             "identity.sealed", "card.json", "manifest.json", "public.key", "node.toml", "ledger.jsonl", "lock",
-            "transcript.jsonl", "model.npz",
+            "transcript.jsonl", "model.npz", "relay",
         }  # fmt: skip
+        assert {path.name for path in (federation.home(name) / "relay").iterdir()} == {"model.npz"}
+
+
+def test_every_ledger_says_what_confined_the_nodes_and_what_each_round_left_behind(
+    run: tuple[Federation, Outcome],
+) -> None:
+    """One line a round, when its processes have ended; nothing of the last round is left when the node ends."""
+    federation, outcome = run
+    postures = outcome.record.postures
+    assert {parse_posture(text).policy for text in postures.values()} == {"required"}  # type: ignore[union-attr]
+    for name in federation.names:
+        home = load_home(federation.home(name), datetime.now(UTC))
+        entries = [line["entry"] for line in read_entries(home.ledger)]
+        assert entries[0]["what"] == "started"
+        assert entries[0]["posture"] == postures[name]
+        wiped = {entry["round"]: entry for entry in entries if entry["what"] == "wiped"}
+        assert sorted(wiped) == [PREPARE, *sorted(outcome.record.rounds)]
+        assert all(entry["enclave_bytes"] > 1e6 for entry in wiped.values())
+        assert all(entry["ciphertext_bytes"] > 0 for round_, entry in wiped.items() if round_ > 0)
+        assert all(("keyroom_bytes" in entry) == (home.is_key_holder and r >= 0) for r, entry in wiped.items())
+        joined = {e["contributors"][0]: e["posture"] for e in entries if e["what"] == "joined"}
+        assert joined == ({n: p for n, p in postures.items() if n != name} if home.is_key_holder else {})
 
 
 def test_each_party_each_round_receives_sums_of_its_own_subtree_and_the_global_update() -> None:

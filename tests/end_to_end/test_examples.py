@@ -9,6 +9,8 @@ import pytest
 
 from tests.end_to_end.commands import wardtree
 
+pytestmark = pytest.mark.confined
+
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
 

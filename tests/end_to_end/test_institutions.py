@@ -21,7 +21,9 @@ from keys.vault import FAST
 from node.federation import plan_for, propose
 from node.keyroom import make_key
 from node.study import parse_study
-from tests.end_to_end.commands import wait_until, wardtree
+from tests.end_to_end.commands import OWN_GAPS, wait_until, wardtree
+
+pytestmark = pytest.mark.confined
 
 NAMES = ("lund", "umea", "uppsala")
 STUDY = """\
@@ -61,7 +63,7 @@ def make_homes(folder: Path, study_text: str = STUDY, days: float = 1, key_holde
     public_key = digest((folder / "public.key").read_bytes()).hex()
     propose(
         study_text, study, "study", [ceremony.read_card(card) for card in cards], public_key, key_holder, created,
-        now + timedelta(days=days), folder / "proposal.json",
+        now + timedelta(days=days), folder / "proposal.json", OWN_GAPS,
     )  # fmt: skip
     signatures = [folder / f"{name}.signature.json" for name in NAMES]
     for name, signature in zip(NAMES, signatures, strict=True):
@@ -98,11 +100,11 @@ def test_a_node_that_is_started_again_after_the_end_has_nothing_to_do(tmp_path: 
     make_homes(tmp_path)
     with nodes({name: tmp_path / name for name in NAMES}) as running:
         assert [process.wait(60) for process in running.values()] == [0, 0, 0]
-    rounds = (tmp_path / "uppsala" / "ledger.jsonl").read_text().count('"round"')
+    rounds = (tmp_path / "uppsala" / "ledger.jsonl").read_text().count('"what":"training"')
     again = wardtree("node", "--home", tmp_path / "uppsala", passphrase="uppsala")
     assert again.returncode == 0, again.stderr
     assert "the study is complete" in again.stdout
-    assert (tmp_path / "uppsala" / "ledger.jsonl").read_text().count('"round"') == rounds
+    assert (tmp_path / "uppsala" / "ledger.jsonl").read_text().count('"what":"training"') == rounds
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:

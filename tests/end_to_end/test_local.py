@@ -19,6 +19,8 @@ from node.published import load_model
 from node.record import Record
 from tests.end_to_end.commands import FULL, descendants, names_below, start, wait_until, wardtree
 
+pytestmark = pytest.mark.confined
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -71,7 +73,7 @@ def test_homes_keep_no_update_and_no_secret_in_clear(demo: Path) -> None:
     files = {path.name for path in (demo / "homes").glob("*/*")}
     assert files <= {
         "identity.sealed", "card.json", "manifest.json", "public.key", "node.toml", "ledger.jsonl", "lock",
-        "transcript.jsonl", "model.npz", *(f for f in files if f.startswith(("secret-key-", "openings-"))),
+        "transcript.jsonl", "model.npz", "relay", *(f for f in files if f.startswith(("secret-key-", "openings-"))),
     }  # fmt: skip
     for path in (demo / "homes").glob("*/*.sealed"):
         assert path.stat().st_mode & 0o777 == 0o600
@@ -103,16 +105,19 @@ def test_processes_stand_where_they_belong_and_none_is_left(tmp_path: Path) -> N
     process = start("local", "--out", tmp_path / "run", out=tmp_path)
     seen: set[tuple[str, str]] = set()
 
+    parties = ("cleveland", "hungary", "switzerland")
+    everywhere = {("nursery", f"template {party}"[:15]) for party in parties}  # the kernel keeps 15 characters
+
     def complete() -> bool:
         seen.update(names_below(process.pid))
-        return process.poll() is not None or any(name.startswith("enclave hungary") for _, name in seen)
+        begun = everywhere <= seen and any(name.startswith("enclave hungary") for _, name in seen)
+        return process.poll() is not None or begun
 
     wait_until(complete)
     children = descendants(process.pid)
-    for party in ("cleveland", "hungary", "switzerland"):
-        # The kernel keeps 15 characters of a name.
+    assert everywhere <= seen, "one warm process for all of them"
+    for party in parties:
         assert (f"node {party}"[:15], f"relay {party}"[:15]) in seen
-        assert ("nursery", f"template {party}"[:15]) in seen, "one warm process for all of them"
     assert ("node cleveland"[:15], "keyroom cleveland"[:15]) in seen
     assert ("template hungary"[:15], "enclave hungary"[:15]) in seen
     assert process.wait(120) == 0, (tmp_path / "stderr").read_text()

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from keys import ceremony
 from keys.canonical import digest
@@ -20,8 +21,10 @@ from node.home import load_home
 from node.keyroom import make_key
 from node.published import load_model
 from node.study import parse_study
-from tests.end_to_end.commands import wait_until
+from tests.end_to_end.commands import OWN_GAPS, wait_until
 from tests.end_to_end.test_institutions import NAMES, make_homes, nodes
+
+pytestmark = pytest.mark.confined
 
 KEY_HOLDER = "uppsala"
 STUDY = """\
@@ -58,7 +61,7 @@ def rotate(folder: Path, old: Manifest) -> Manifest:
     public_key = digest((table / "public.key").read_bytes()).hex()
     propose(
         old.study, study, "study", next_cards(old, (), ()), public_key, KEY_HOLDER, now, now + timedelta(days=1),
-        table / "proposal", succession=Succession(old, bases.pop()),
+        table / "proposal", OWN_GAPS, succession=Succession(old, bases.pop()),
     )  # fmt: skip
     for name in NAMES:
         ceremony.sign(folder / name, name, table / "proposal", table / name)

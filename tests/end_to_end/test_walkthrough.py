@@ -16,6 +16,7 @@ def test_a_page_comes_back_as_it_was() -> None:
     assert Page.parse(text).render() == text
 
 
+@pytest.mark.confined
 @pytest.mark.timeout(900)  # some seventy commands, a minute on an idle machine
 def test_five_parties_from_nothing_to_a_federation_by_the_page_alone(tmp_path: Path) -> None:
     page = Page.parse(PAGE.read_text(encoding="utf-8"))

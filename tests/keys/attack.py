@@ -5,7 +5,7 @@ Whoever has p exactly solves for the secret key s. Raw CKKS decryptions, float64
 form: encoding them again gives p exactly. Rounded to the integers that were encrypted they give the
 message without its noise, and the equation no longer holds for s.
 
-``python -m tests.keys.attack`` prints all figures of ``docs/why-exact-integers.md``.
+``scripts/attack`` prints all figures of ``docs/why-exact-integers.md``.
 """
 
 from __future__ import annotations

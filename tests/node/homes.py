@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,33 +42,38 @@ class Federation:
 
 
 def make_federation(
-    folder: Path, dial_only: tuple[str, ...] = (), plan: Plan | None = None, **change: Any
+    folder: Path,
+    dial_only: tuple[str, ...] = (),
+    plan: Plan | None = None,
+    names: tuple[str, ...] = NAMES,
+    ports: Sequence[int] | None = None,
+    **change: Any,
 ) -> Federation:
-    """Four parties, from identities to joined homes; ``change`` goes into the manifest."""
+    """Four parties or others, from identities to joined homes; ``change`` goes into the manifest."""
     federation, plan = Federation(folder), plan or Plan()
     table = federation.table
-    for number, name in enumerate(NAMES):
+    for port, name in zip(ports or range(5000, 5000 + len(names)), names, strict=True):
         ceremony.create_identity(federation.path(name), name, PASSPHRASE, FAST)
-        endpoint = None if name in dial_only else f"127.0.0.1:{5000 + number}"
+        endpoint = None if name in dial_only else f"127.0.0.1:{port}"
         ceremony.make_card(federation.path(name), PASSPHRASE, endpoint, 0, table / f"{name}.card")
     make_key(federation.path(KEY_HOLDER), PASSPHRASE, plan, table / "public.key", FAST)
     manifest: dict[str, Any] = {
-        "cards": [ceremony.read_card(table / f"{name}.card") for name in NAMES],
+        "cards": [ceremony.read_card(table / f"{name}.card") for name in names],
         "public_key_digest": digest((table / "public.key").read_bytes()).hex(),
         "key_holder": KEY_HOLDER,
         "study": STUDY,
         "plan": plan.to_dict(),
         "task_digest": task_digest("synthetic"),
-        "weights": dict.fromkeys(NAMES, 1),
+        "weights": dict.fromkeys(names, 1),
         "created": NOW,
         "expires": EXPIRES,
         "out": table / "proposal",
     }
     ceremony.propose(**(manifest | change))
-    for name in NAMES:
+    for name in names:
         ceremony.sign(federation.path(name), PASSPHRASE, table / "proposal", table / f"{name}.signature")
-    signatures = [table / f"{name}.signature" for name in NAMES]
+    signatures = [table / f"{name}.signature" for name in names]
     ceremony.combine(ceremony.collect(table / "proposal", signatures), table / "manifest", NOW)
-    for name in NAMES:
+    for name in names:
         ceremony.join(federation.path(name), table / "manifest", table / "public.key", NOW)
     return federation

@@ -12,9 +12,10 @@ import hashlib
 import heapq
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from node.protocol import events as ev
@@ -23,10 +24,12 @@ from node.protocol.keyholder import KeyHolder
 from node.protocol.link import Link, Wire
 from node.protocol.messages import STATISTICS, Message, Partial, Snapshot, Total
 from node.protocol.party import Party, Rules
+from node.protocol.posture import Posture
 from topology import Member, Placement, Roster
 
 GONE, RETRY = 2.0, 0.4
 FIRST = b"\0" * 32
+CONFINED = Posture("required", 7, frozenset()).text
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,9 @@ class Network:
         bases: dict[str, bytes] | None = None,
         machines: tuple[type[KeyHolder], type[Contributor]] = (KeyHolder, Contributor),
         dial_out: int = 0,
+        postures: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self.postures = postures
         self.random = random.Random(seed)
         names = [f"p{i:02}" for i in range(parties)]
         members = tuple(Member(name, i < parties - dial_out) for i, name in enumerate(names))
@@ -138,6 +143,7 @@ class Network:
                 self.lengths["train"],
                 self.lengths[STATISTICS],
                 self._size(disk),
+                self.postures.get(name, CONFINED),
                 disk.chain,
                 last["training"],
                 last["forwarded"],

@@ -19,6 +19,8 @@ from node.bench.tree_page import draw, write_page
 from node.simulation import hold_ceremony
 from tests.end_to_end.commands import FULL
 
+pytestmark = pytest.mark.confined
+
 needs_links = pytest.mark.skipif(why_not() is not None, reason=f"no shaped links here: {why_not()}")
 
 

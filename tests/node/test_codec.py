@@ -24,7 +24,7 @@ MANIFEST, BASE, STATE = b"\x11" * 32, b"\x22" * 32, b"\x33" * 32
 CODEC = Codec(MANIFEST, Roster(tuple(map(Member, NAMES)), "ada"), KEYS, verify)
 
 EXAMPLES: tuple[Message, ...] = (
-    Joined(7, BASE, 6, 2, "cy"),
+    Joined(7, BASE, 6, 2, "cy", "required landlock=7 gaps=swap"),
     Open(7, BASE, frozenset(NAMES), "train", 1000, True, 30_000),
     Partial(7, BASE, 3, frozenset({"bo", "cy"}), 1, b"ciphertexts"),
     Absent(7, BASE),
@@ -42,7 +42,7 @@ sets = st.frozensets(st.sampled_from(NAMES))
 texts = st.text(st.characters(codec="utf-8"), max_size=50)
 payloads = st.binary(max_size=300)
 messages: st.SearchStrategy[Message] = st.one_of(
-    st.builds(Joined, numbers, digests, numbers, numbers, texts),
+    st.builds(Joined, numbers, digests, numbers, numbers, texts, texts),
     st.builds(Open, numbers, digests, sets, texts, numbers, st.booleans(), numbers),
     st.builds(Partial, numbers, digests, numbers, sets, numbers, payloads),
     st.builds(Absent, numbers, digests),
@@ -95,10 +95,11 @@ def test_there_is_an_example_of_every_kind_in_the_order_of_the_wire() -> None:
 
 GOLDEN: dict[type[Any], str] = {
     Joined: (
-        "a41698c4679abcb06ca321ae3f2b0d78c213a21d49d5026156770c88531051790789ddb582625280ad6c8ae0edd6b0779992a8be"
-        "aa53087598c30ac5d1c36f009b0100c42011111111111111111111111111111111111111111111111111111111111111110700c4"
-        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa3616461930602a26379c420e3b0"
-        "c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        "df6341431c241da92588b2934b896e6792fa0ca7d3c8d4792550ca2ac828fcd793771b12a4131e2c77fec770ec750f07bd0b8233"
+        "a5699d6f318027dc2143aa089b0100c42011111111111111111111111111111111111111111111111111111111111111110700c4"
+        "00c4202222222222222222222222222222222222222222222222222222222222222222a2626fa3616461940602a26379bd726571"
+        "7569726564206c616e646c6f636b3d3720676170733d73776170c420e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934c"
+        "a495991b7852b855"
     ),
     Open: (
         "2ff4ec1199fe6754c0232fbcad2e6e7d1a710cfe2d08d26bee8ce13c86bdf5931c29bb5558a4ae7ef11c5efcf1d001d92325dd9a"
@@ -236,7 +237,8 @@ WRONG: dict[str, tuple[Message, int, Any, str]] = {
     "negative segments": (CLOSE, DETAILS, [-1, STATE], "Close.segments"),
     "a number for true": (OPEN, DETAILS, ["train", 1000, 1, 30_000], "Open.key_holder_contributes"),
     "a list for text": (FAIL, DETAILS, [["reason"], False], "Fail.reason"),
-    "a number for the parent": (JOINED, DETAILS, [6, 2, 1], "Joined.parent"),
+    "a number for the parent": (JOINED, DETAILS, [6, 2, 1, "posture"], "Joined.parent"),
+    "a number for the posture": (JOINED, DETAILS, [6, 2, "cy", 7], "Joined.posture"),
     "payload swapped": (PARTIAL, PAYLOAD, hashlib.sha256(b"other").digest(), "the payload that was signed"),
     "no payload digest": (PARTIAL, PAYLOAD, None, "the payload that was signed"),
 }

@@ -26,11 +26,16 @@ from node.enclave import EnclaveSettings, run_template
 from node.process import reap, spawn
 from node.protocol.messages import TRAIN
 from node.rooms import Enclave, RoomError, Template, round_job
+from node.sandbox import policy
+from node.sandbox.enter import enter
+from node.sandbox.machine import detect
 from node.shared import SharedModel
 from node.sumcheck import fingerprints
+from node.tasks.loader import task_source
 from node.update import Model
 
 PLAN = Plan()
+POSTURE = detect()
 DRAWS, HALVES = 1, 3
 GENERATORS = ("random", "numpy", "torch")
 LENGTH = 12
@@ -86,9 +91,14 @@ class Node:
     jobs: socket.socket | None
     keyroom: Channel | None = None
 
+    def hear(self) -> None:
+        """Until the template says that the next enclave runs; that others ended it says in between."""
+        while self.template.hear() is not None:
+            pass
+
     def start(self, kind: str, **fields: Any) -> Enclave:
         enclave = self.template.start(kind, **fields)
-        self.template.hear()
+        self.hear()
         if self.jobs and kind == "round":
             _, (descriptor,), _, _ = socket.recv_fds(self.jobs, 16, 1)
             self.keyroom = Channel(descriptor, None)
@@ -129,12 +139,15 @@ def running(home: Path, task: str = "chance:Chance", *, is_key_holder: bool = Tr
         share=1.0,
         plan=PLAN,
         is_key_holder=is_key_holder,
+        posture=POSTURE,
     )
     (control, theirs), (jobs, their_jobs) = socket.socketpair(), socket.socketpair()
 
     def run() -> None:
         control.close()
         jobs.close()
+        keep = [end.fileno() for end in (theirs, *([their_jobs] if is_key_holder else []))]
+        enter(policy.template(home, task_source(task), ()), POSTURE, keep)
         run_template(theirs, their_jobs if is_key_holder else None, settings)
 
     process = spawn(signal.SIGKILL, run)
@@ -297,6 +310,6 @@ def test_a_template_that_ended_is_one_line() -> None:
 def test_an_enclave_that_was_given_up_before_it_was_forked_is_ended_as_soon_as_it_is(tmp_path: Path) -> None:
     with running(tmp_path, "synthetic", is_key_holder=False, params=LENGTH) as node:
         node.template.start("prepare").end()
-        node.template.hear()
+        node.hear()
         _until_childless(psutil.Process(node.process))
         assert node.start("prepare").channel.receive(60)["kind"] == "initial"

@@ -9,7 +9,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ from keys.ckks import Sealer, generate_keys
 from keys.vault import open_file
 from node.channel import Channel
 from node.home import Home
-from node.keyroom import openings_file, run_keyroom
+from node.keyroom import run_keyroom
 from node.process import reap, spawn
+from node.sandbox import policy
+from node.sandbox.enter import enter
+from node.sandbox.machine import detect
 from node.update import merge, seal_segments
 from tests.node.homes import KEY_HOLDER, NAMES, PASSPHRASE, Federation, make_federation
 
@@ -73,7 +76,7 @@ def parties(federation: Federation) -> Party:
 def home(federation: Federation, tmp_path: Path) -> Home:
     """The key holder's home, as it was before any round."""
     shutil.copytree(federation.folder, tmp_path / "copy")
-    return Federation(tmp_path / "copy").home(KEY_HOLDER)
+    return replace(Federation(tmp_path / "copy").home(KEY_HOLDER), posture=detect())
 
 
 def updates(seed: int) -> dict[str, Integers]:
@@ -92,6 +95,7 @@ class Room:
     def __init__(self, relay: Channel, template: socket.socket) -> None:
         self._relay, self._template = relay, template
         self.said: list[bytes] = []
+        self.ended: list[int] = []
 
     def round(self) -> Channel:
         """A new round begins: the pipe over which the enclave's own integers go."""
@@ -104,7 +108,8 @@ class Room:
         self._relay.send("close")
 
     def hear(self) -> dict[str, Any]:
-        message = self._relay.receive(30)
+        while (message := self._relay.receive(30))["kind"] == "ended":
+            self.ended.append(message["peak_memory"])
         self.said.append(repr(message).encode() + b"".join(v for v in message.values() if isinstance(v, bytes)))
         return message
 
@@ -122,6 +127,8 @@ def living(home: Home, passphrase: str = PASSPHRASE) -> Iterator[Room]:
     def run() -> None:
         ours.close()
         template.close()
+        home.openings.touch()
+        enter(policy.keyroom(home), home.posture, [*theirs.descriptors, their_template.fileno()])
         run_keyroom(theirs, their_template, home, passphrase)
 
     process = spawn(signal.SIGKILL, run)
@@ -162,7 +169,7 @@ def test_an_honest_total_opens_exactly_with_and_without_the_key_holders_own(home
             assert (answer["round"], answer["segment"]) == (round_, 0)
             room.close_round()
             enclave.close()
-    entries = [json.loads(line)["entry"] for line in (home.path / openings_file(home)).read_bytes().splitlines()]
+    entries = [json.loads(line)["entry"] for line in home.openings.read_bytes().splitlines()]
     assert [(entry["what"], entry["round"], entry["listed"]) for entry in entries] == [
         ("opening", 0, list(OTHERS)),
         ("opening", 1, list(NAMES)),
@@ -253,7 +260,7 @@ def test_one_failed_check_retires_the_key_for_ever(home: Home, parties: Party, m
     with living(home) as room:
         room.round()
         assert refused(room.open(parties.total(each, 4), 4)), "after a restart"
-    entries = [json.loads(line)["entry"]["what"] for line in (home.path / openings_file(home)).open()]
+    entries = [json.loads(line)["entry"]["what"] for line in home.openings.open()]
     assert entries == ["opening", "retired"], "and nothing was opened after it"
 
 
@@ -288,7 +295,7 @@ def test_a_changed_ledger_of_openings_opens_nothing(home: Home, parties: Party) 
         room.round()
         for round_ in (1, 2):
             opened(room.open(parties.total(each, round_), round_))
-    path = home.path / openings_file(home)
+    path = home.openings
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[1])
     with living(home) as room:
         room.round()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from keys.errors import WardtreeError
 from keys.plan import Plan
 from keys.vault import FAST, open_file
 from node.keyroom import in_keyroom, make_key
+from tests.node.sandbox.kernel import needs_landlock
 
 
 def _pid() -> int:
@@ -36,8 +40,33 @@ def test_it_is_another_process_and_its_errors_come_back() -> None:
         in_keyroom(_end)
 
 
+def _look_around(home: Path) -> list[str]:
+    """What the function may do, besides its work."""
+    attempts: dict[str, Callable[[], object]] = {
+        "read the password file": lambda: Path("/etc/passwd").read_bytes(),
+        "write elsewhere": lambda: (home.parent / "copy").touch(),
+        "open a socket": socket.socket,
+        "start a process": os.fork,
+        "write at home": lambda: (home / "made").touch(),
+    }
+    done = []
+    for name, attempt in attempts.items():
+        with suppress(OSError):
+            attempt()
+            done.append(name)
+    return done
+
+
+@needs_landlock
+def test_the_room_is_confined(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    assert in_keyroom(_look_around, home, folders=[home]) == ["write at home"]
+
+
 def test_a_key_pair_is_made_apart_and_named_by_its_public_key(tmp_path: Path) -> None:
     plan, out = Plan(), tmp_path / "public.key"
+    (tmp_path / "home").mkdir()
     sealed = make_key(tmp_path / "home", "passphrase", plan, out, FAST)
     assert sealed == tmp_path / "home" / secret_key_file(digest(out.read_bytes()).hex())
     Sealer(plan, out.read_bytes())

@@ -14,6 +14,7 @@ from rich.console import Console
 from node import report as reports
 from node.local import Outcome
 from node.record import Record
+from node.report_terminal import summary_table
 from tests.node.reported import KEY_HOLDER, SEGMENTS, built, federation, run
 
 # ---- what is claimed ------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def test_every_party_has_one_role() -> None:
 
 def shown(report: dict[str, Any], width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(reports.summary_table(report))
+    console.print(summary_table(report))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

@@ -12,10 +12,12 @@ from keys import canaries
 from keys.ckks import Opener, Sealer, generate_keys
 from keys.plan import Plan
 from node import update
+from node.sandbox.machine import detect
 from node.sealers import Sealers
 
 PLAN = Plan(segment_ciphertexts=2)
 KEY = bytes(32)
+POSTURE = detect()
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -25,7 +27,7 @@ def test_they_seal_what_the_enclave_itself_would(workers: int, segments: int) ->
     opener, alone = Opener(PLAN, secret), Sealer(PLAN, public)
     values = np.random.default_rng(segments).integers(-8000, 8001, segments * PLAN.values_per_segment - 77)
     before = set(psutil.Process().children())
-    sealers = Sealers(PLAN, public, values.size, "x", workers)
+    sealers = Sealers(PLAN, public, values.size, "x", workers, POSTURE)
     sealed = list(sealers.seal_segments(values, KEY))
     mine = list(update.seal_segments(values, alone, KEY))
     assert len(sealed) == len(mine) == segments
@@ -41,7 +43,7 @@ def test_they_seal_what_the_enclave_itself_would(workers: int, segments: int) ->
 def test_an_update_does_not_wait_for_the_stock() -> None:
     """Asked at once for the first segment of a huge update, a process stops stocking and seals."""
     public, _ = generate_keys(PLAN)
-    sealers = Sealers(PLAN, public, 3000 * PLAN.values_per_segment, "x", 1)
+    sealers = Sealers(PLAN, public, 3000 * PLAN.values_per_segment, "x", 1, POSTURE)
     stream = sealers.seal_segments(np.zeros(3000 * PLAN.values_per_segment, np.int64), KEY)
     first, second = next(stream), next(stream)
     assert first != second
@@ -53,7 +55,7 @@ def test_an_enclave_that_dies_takes_them_along() -> None:
     read, write = os.pipe()
     enclave = os.fork()
     if enclave == 0:
-        sealers = Sealers(PLAN, public, 3000 * PLAN.values_per_segment, "x", 2)
+        sealers = Sealers(PLAN, public, 3000 * PLAN.values_per_segment, "x", 2, POSTURE)
         os.write(write, " ".join(map(str, sealers._processes)).encode())
         os._exit(0)
     os.waitpid(enclave, 0)

@@ -6,14 +6,17 @@ import os
 import signal
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from node.home import Home
 from node.process import reap
 from node.rooms import Template
+from node.sandbox.machine import detect
 from node.warm import start_nursery
 from tests.node.homes import KEY_HOLDER, Federation, make_federation
 
@@ -23,13 +26,18 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     return make_federation(tmp_path_factory.mktemp("warm"))
 
 
+def confined(federation: Federation, name: str) -> Home:
+    """A node's home in the posture of this machine: what confines the template, if anything does."""
+    return replace(federation.home(name), posture=detect())
+
+
 def test_templates_of_two_homes_come_from_one_process_and_end_with_their_relays(federation: Federation) -> None:
     nursery, process = start_nursery("synthetic")
     relays = []
     for name in (KEY_HOLDER, "bo"):
         control, theirs = socket.socketpair()
         jobs, their_jobs = socket.socketpair()
-        nursery.fork_template(federation.path(name), [theirs, their_jobs] if name == KEY_HOLDER else [theirs])
+        nursery.fork_template(confined(federation, name), [theirs, their_jobs] if name == KEY_HOLDER else [theirs])
         theirs.close()
         their_jobs.close()
         relays.append((name, control, jobs))
@@ -40,7 +48,9 @@ def test_templates_of_two_homes_come_from_one_process_and_end_with_their_relays(
         initial, prepared = enclave.channel.receive(60), enclave.channel.receive(60)
         assert np.frombuffer(initial["values"], "<f4").size == initial["parameters"] == 10_000
         assert prepared["kind"] == "prepared"
-        assert f"template {name}" in {child.name() for child in psutil.Process(process).children()}
+        (child,) = [c for c in psutil.Process(process).children() if c.name() == f"template {name}"[:15]]
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        assert ("Seccomp:\t2" in status) == ("seccomp" not in detect().gaps), "it entered its room"
         enclave.end()
         control.close()
         jobs.close()
@@ -55,7 +65,7 @@ def test_templates_of_two_homes_come_from_one_process_and_end_with_their_relays(
 def test_templates_die_with_it(federation: Federation) -> None:
     nursery, process = start_nursery("synthetic")
     control, theirs = socket.socketpair()
-    nursery.fork_template(federation.path("bo"), [theirs])
+    nursery.fork_template(confined(federation, "bo"), [theirs])
     theirs.close()
     Template(control).start("prepare").channel.receive(60)
     children = psutil.Process(process).children(recursive=True)
@@ -72,7 +82,7 @@ def test_its_templates_share_the_pages_of_what_it_imported(federation: Federatio
     controls = []
     for name in ("bo", "cy"):
         control, theirs = socket.socketpair()
-        nursery.fork_template(federation.path(name), [theirs])
+        nursery.fork_template(confined(federation, name), [theirs])
         theirs.close()
         Template(control).start("prepare").channel.receive(120)
         controls.append(control)

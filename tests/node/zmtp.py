@@ -75,6 +75,9 @@ class CurveClient:
 
     def greet(self) -> None:
         self.socket.sendall(GREETING)
+        self.take_greeting()
+
+    def take_greeting(self) -> None:
         self._read(len(GREETING))
 
     def hello(self) -> bytes:
