@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -84,8 +85,9 @@ def train(
             chosen = torch.rand(rows, generator=generator) < rate
             optimizer.zero_grad()
             if private or chosen.any():  # an empty batch is a step of noise alone
-                value = loss(model(x[chosen]), y[chosen])
-                value.backward()
+                with warnings.catch_warnings():  # Opacus hooks modules whose inputs are data: as it should be
+                    warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                    loss(model(x[chosen]), y[chosen]).backward()
                 optimizer.step()
             steps += 1
     finally:

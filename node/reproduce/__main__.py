@@ -80,6 +80,7 @@ def table3(
     repetitions: Annotated[int | None, typer.Option(min=1, help="Of each cell; default 100, quick 10.")] = None,
     recipe: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(three.CASES)}.")] = None,
     accountant: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(MECHANISMS)}.")] = None,
+    epsilon: Annotated[list[float] | None, typer.Option(help="Only these, inf among them; may be repeated.")] = None,
 ) -> None:
     """Accuracy against the privacy budget: heart disease, DP-SGD."""
     results = _results("table3", ("recipe", "accountant", "epsilon"), quick, out)
@@ -89,7 +90,7 @@ def table3(
     three.run(
         results,
         repetitions or (10 if quick else 100),
-        three.QUICK_EPSILONS if quick else three.EPSILONS,
+        tuple(epsilon or (three.QUICK_EPSILONS if quick else three.EPSILONS)),
         _known("--recipe", recipe, tuple(three.CASES)),
         _known("--accountant", accountant, MECHANISMS),
     )
@@ -103,6 +104,7 @@ def timings(
     params: Annotated[list[int] | None, typer.Option(min=1, help="Only so many; may be repeated.")] = None,
     scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(times.SCHEMES)}.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs after a warm-up.")] = 9,
+    concrete: Annotated[str | None, typer.Option(help="The python of an environment with concrete-python.")] = None,
 ) -> None:
     """Tables VI, VIII, IX and 11.5 million parameters: times and sizes of the encryptions."""
     results = _results("timings", ("params", "scheme"), quick, out)
@@ -110,7 +112,7 @@ def timings(
         times.publish(results)
         return
     sizes = tuple(params or (times.QUICK_SIZES if quick else times.SIZES))
-    times.run(results, sizes, repeats, _known("--scheme", scheme, times.SCHEMES))
+    times.run(results, sizes, repeats, _known("--scheme", scheme, times.SCHEMES), concrete)
 
 
 @app.command()

@@ -167,10 +167,10 @@ is asked *before* each (`node/privacy/`). Repetitions differ by first models, ba
 NOTES = """\
 ## What differs, and why
 
-- *Expected* is what each recipe is said to give. A mean over 100 repetitions has a standard error of 0.2, at ε = 0.1 of
-  0.4: an accuracy on 200 patients under noise scatters by 2 to 4 points.
-- From ε = 1 on noise costs nothing that can be seen: what is lost against ε = ∞ is lost by clipping, which with
-  z-scores shortens almost every gradient.
+- *Expected* is what each recipe is said to give. The ± is the standard deviation of single repetitions; that of a mean
+  over 100 of them is a tenth of it.
+- From ε = 1 on noise costs little that can be seen: what is lost against ε = ∞ is lost by clipping, which with z-scores
+  shortens most gradients.
 - Batches and noise are drawn here from public seeds, so that the table can be repeated; the data are public. A node
   draws them from the operating system.
 - The image model of the paper's table is not here.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,19 +13,24 @@ from typing import Any
 import numpy as np
 
 from keys.errors import WardtreeError
-from node.bench.common import Clock, make_update
+from node.bench.common import Clock, digest, make_update
 from node.reproduce.approximate import LARGE, SMALL, Setting, make_contexts, make_scheme
 from node.reproduce.output import Results, Row, picture, table, verdict
 from node.simulation import in_process
 
+ROOT = Path(__file__).parents[2]
 SIZES = (1, 10, 100, 3_591, 11_511_784)
 QUICK_SIZES = (1, 100, 3_591)
 LARGE_SIZE = 1_000_000
 """From so many parameters on one run is made: it takes seconds, and says enough."""
 
-PLAIN, OURS = "plain", "wardtree"
+PLAIN, OURS, LWE = "plain", "wardtree", "TFHE (LWE), Concrete"
 SETTINGS: dict[str, Setting | None] = {PLAIN: None, SMALL.name: SMALL, LARGE.name: LARGE}
 SCHEMES = (*SETTINGS, OURS)
+EVERYTHING = (*SCHEMES, LWE)
+"""The last of them needs an environment of its own."""
+MOST_LWE = 3_591
+"""One LWE ciphertext a value: 11.5 million of them are 80 GB."""
 EXPECTED_BYTES = {SMALL.name: 80.9e3, LARGE.name: 331e3}
 """Of one ciphertext, which is one up to a ring's half of values; the paper's settings."""
 
@@ -34,9 +41,21 @@ class TimingError(WardtreeError):
     """An encryption that did not give back what was put in."""
 
 
-def run(results: Results, sizes: Sequence[int], repeats: int, schemes: Sequence[str] = SCHEMES) -> None:
-    """Measure the cells asked for, and write everything."""
-    results.measure(list(_plan(sizes, repeats, schemes)))
+def run(
+    results: Results, sizes: Sequence[int], repeats: int, schemes: Sequence[str] = SCHEMES, concrete: str | None = None
+) -> None:
+    """Measure the cells asked for, and write everything.
+
+    Args:
+        concrete: the python of an environment with concrete-python; its cells are measured as well.
+    """
+    plan = list(_plan(sizes, repeats, schemes))
+    if concrete:
+        small = [params for params in sizes if params <= MOST_LWE]
+        plan += [
+            ({"params": params, "scheme": LWE}, partial(_measure_lwe, concrete, params, repeats)) for params in small
+        ]
+    results.measure(plan)
     publish(results)
 
 
@@ -102,6 +121,34 @@ def _measure_ours(params: int, repeats: int) -> Row:
     return times | {"bytes": figures["upload_bytes"], "error": 2 * figures["largest_error"]}
 
 
+def _measure_lwe(concrete: str, params: int, repeats: int) -> Row:
+    command = [
+        concrete,
+        "-W",
+        "ignore",
+        "-m",
+        "node.reproduce.peer_concrete",
+        "--params",
+        str(params),
+        "--parties",
+        "2",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    try:
+        done = subprocess.run(
+            [*command, "--repeats", str(repeats)], env=environment, capture_output=True, text=True, timeout=600
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise TimingError(f"--concrete {concrete}: {error}") from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it ended without a word"]
+        raise TimingError(f"--concrete {concrete}: expected a python with concrete-python: {said[-1]}")
+    figures: Row = json.loads(done.stdout.splitlines()[-1])
+    if figures["update_sha256"] != digest(make_update(params)):
+        raise TimingError(f"--concrete {concrete}: its numpy draws another update")
+    return {"repeats": repeats} | figures
+
+
 # ---- the page -------------------------------------------------------------------------------------------
 
 INTRODUCTION = """\
@@ -126,9 +173,8 @@ NOTES = """\
 - A ciphertext of the paper's settings holds up to half a ring of values, so 1 and 100 parameters cost the same; two
   polynomials of 8192 coefficients in three primes are compressed to the size above. Ours needs one prime, because sums
   need no rescaling, and puts four integers into each slot.
-- **TFHE.** The paper compares with TFHE as well. Its figures are not repeated here, and no LWE baseline stands beside:
-  none of the maintained packages that were tried installs into this environment (concrete-python 2.11 brings a CUDA
-  build of another torch; openfhe 1.6 has no build for this Python).
+- **TFHE.** {lwe} It encrypts each value by itself, so that any circuit could be computed on it; sums need
+  none of that, and it is no fair rival for them.
 - The paper's own times are of another machine and are not repeated either; what can be compared across machines are
   the sizes, and the ratios within a column.
 """
@@ -139,12 +185,12 @@ def write_page(results: Results) -> str:
     parts = [INTRODUCTION.format(large=LARGE_SIZE, small=SMALL.name, big=LARGE.name)]
     sizes = sorted({row["params"] for row in results.rows})
     for params in sizes:
-        rows = [row for name in SCHEMES if (row := results.find(params=params, scheme=name))]
+        rows = [row for name in EVERYTHING if (row := results.find(params=params, scheme=name))]
         parts.append(f"## {params:,} parameter{'s' if params > 1 else ''}\n\n{_table(rows)}")
     parts.append("## What was promised\n\n" + _promises(results))
     if scaling := _scaling(results, sizes):
         parts.append("## From one ciphertext to 11.5 million parameters\n\n" + scaling)
-    parts += [NOTES, results.foot()]
+    parts += [NOTES.format(lwe=_lwe(results)), results.foot()]
     return "\n".join(parts)
 
 
@@ -186,6 +232,14 @@ def _promises(results: Results) -> str:
     return table(("", "measured", "difference or factor", "within 1 %"), lines)
 
 
+def _lwe(results: Results) -> str:
+    row = results.find(scheme=LWE)
+    if row is None:
+        return "The LWE baseline, Zama's Concrete, needs an environment of its own (`--concrete`) and was not measured."
+    each = row["bytes"] / row["params"]
+    return f"The LWE baseline is {row['version']} security, 14-bit values: {_bytes(each)} each, one ciphertext a value."
+
+
 def _scaling(results: Results, sizes: Sequence[int]) -> str:
     """How much more the largest update costs than the one of 3,591 parameters, and per parameter."""
     if SIZES[-1] not in sizes or 3_591 not in sizes:
@@ -208,7 +262,7 @@ def draw(results: Results, file: Path) -> None:
     with picture(file, (11, 3.4)) as figure:
         panels: Any = figure.subplots(1, 4)
         for axes, step in zip(panels, (*STEPS, "bytes"), strict=True):
-            for scheme in SCHEMES:
+            for scheme in EVERYTHING:
                 rows = [row for params in sizes if (row := results.find(params=params, scheme=scheme))]
                 values = [row["bytes"] if step == "bytes" else row[f"{step}_cpu_s"] for row in rows]
                 axes.plot([row["params"] for row in rows], values, marker="o", label=scheme)
