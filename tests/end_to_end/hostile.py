@@ -38,7 +38,6 @@ from node.protocol.posture import Posture
 from node.simulation import Federation, simulated_parties
 from node.study import parse_study
 from node.update import Model, seal_segment
-from tests.node.network import CONFINED
 from topology import Tree
 
 STUDY = """\
