@@ -137,6 +137,7 @@ same work: (n · τ_enc + (n − 1) · (τ_add + τ_com)) / {cores} + τ_dec, wh
 NOTES = """\
 ## What differs, and why
 
+- These are wall times, and other programs ran on the machine meanwhile: single figures move by half from run to run.
 - The formula counts the way up only: the new model's way down the tree, and what a process costs to be woken, are in
   the measured rounds. For plain sums they are all there is.
 - A parent adds two children one after the other; the formula counts one addition a level.

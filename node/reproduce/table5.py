@@ -105,7 +105,7 @@ def cell(csv: str, parties: int, scheme: str, repetitions: int) -> Row:
         "seconds_a_round": float(np.median(seconds)),
         "bytes_up": upload,
         "accuracies": [round(value, 1) for value in accuracies.tolist()],
-        "models": [[float(value) for value in model] for model in models],
+        "models": [[float(f"{value:.9g}") for value in model] for model in models],  # float32 to the bit
     }
 
 
