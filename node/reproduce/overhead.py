@@ -218,4 +218,4 @@ def draw(results: Results, file: Path) -> None:
                     axes.plot(places, [three[2] for _, three in found], "-", color=colour)
             axes.set(title=f"{params:,} parameters", xlabel="parties", ylabel="seconds a round", yscale="log")
             axes.set_xticks(PARTIES)
-        panels[0].legend(frameon=False, fontsize=7)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)

@@ -268,7 +268,7 @@ def draw(results: Results, file: Path) -> None:
                 if found:
                     places = [PARTIES.index(row["parties"]) + 0.12 * (shift - 1.5) for row in found]
                     means, spreads = [row["mean"] for row in found], [row["spread"] for row in found]
-                    axes.errorbar(places, means, spreads, fmt="o", capsize=3, label=scheme)
+                    axes.errorbar(places, means, spreads, fmt="o", capsize=3, color=f"C{shift}", label=scheme)
             axes.plot(range(len(PARTIES)), EXPECTED[name], "k_", markersize=28, label="expected")
             axes.set(title=f"the file of {name}", xlabel="parties", xticks=range(len(PARTIES)))
             axes.set_xticklabels([str(count) for count in PARTIES])
