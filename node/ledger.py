@@ -8,6 +8,7 @@ never a digest of a party's plaintext (a small one can be guessed). An entry is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -73,7 +74,7 @@ class Ledger:
         size = os.fstat(self._descriptor).st_size
         try:
             if os.write(self._descriptor, data) != len(data):
-                raise OSError(28, "the disk is full")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if durably:
                 os.fsync(self._descriptor)
         except OSError as error:

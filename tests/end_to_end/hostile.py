@@ -34,6 +34,7 @@ from node.neighbours import BEAT_SECONDS, Neighbours
 from node.protocol import events as ev
 from node.protocol.codec import Frame
 from node.protocol.messages import Absent, Close, Joined, Message, Open, Partial, Snapshot, Total
+from node.protocol.posture import Posture
 from node.simulation import Federation, simulated_parties
 from node.study import parse_study
 from node.update import Model, seal_segment
@@ -56,7 +57,13 @@ join_seconds = 20.0
 round_seconds = 8.0
 """
 
+REVOKED = "party-06"
+CONFINED = Posture("required", 7, frozenset()).text
 Dropped = tuple[str, str, str]
+
+
+def leaf_below_the_apex(tree: Tree) -> set[str]:
+    return {next(name for name in tree.children[tree.apex] if not tree.children[name])}
 
 
 class Mallory:
@@ -113,7 +120,7 @@ class Mallory:
     def join(self) -> None:
         """Say that we are here, so that the next round counts on us."""
         if self.is_up:
-            self.say(Joined(0, self.base, 0, 0, self.target), self.home.manifest.key_holder)
+            self.say(Joined(0, self.base, 0, 0, self.target, CONFINED), self.home.manifest.key_holder)
 
     def vanish(self) -> None:
         """Without a goodbye, as if it were killed."""
@@ -200,6 +207,13 @@ class World:
     def tree(self) -> Tree:
         return load_home(self.home(self.federation.key_holder), datetime.now(UTC)).tree
 
+    @property
+    def everyone(self) -> set[str]:
+        return set(self.tree.children)
+
+    def sibling(self, mallory: Mallory) -> str:
+        return next(name for name in self.tree.children[self.tree.apex] if name != mallory.name)
+
     def passphrase(self, name: str) -> str:
         return os.pread(self.launcher._seats[name].passphrase, 4096, 0).decode()
 
@@ -225,6 +239,18 @@ class World:
             told = [event for event in self.events if event["kind"] in ("dropped", "warning", "stopped", "ended")][-5:]
             assert time.monotonic() < deadline, f"it never came; lately: {told}"
             self.turn()
+
+    def next_round(self, mallory: Mallory) -> Open:
+        """Wait for a round to open that counts on mallory."""
+        before = mallory.opening
+
+        def opened() -> bool:
+            opening = mallory.opening
+            return opening is not None and opening is not before and mallory.name in opening.contributors
+
+        self.until(opened)
+        assert mallory.opening is not None
+        return mallory.opening
 
     # ---- what the nodes told ----------------------------------------------------------------------------
 
@@ -261,6 +287,16 @@ class World:
         assert self.launcher.running, "they have all ended"
         goal = {name: self.rounds(name) + rounds for name in self.launcher.running}
         self.until(lambda: all(self.rounds(name) >= count for name, count in goal.items()))
+
+    def closed_over(self, round_: int) -> set[str]:
+        """Wait for the end of a round; gives its contributors."""
+
+        def applied() -> list[list[str]]:
+            mine = [event for event in self.events if event["kind"] == "applied" and event["party"] == self.tree.apex]
+            return [event["contributors"] for event in mine if event["round"] == round_]
+
+        self.until(applied)
+        return set(applied()[0])
 
     def relay(self, node: str) -> psutil.Process:
         supervisor = psutil.Process(self.launcher.process(node))
@@ -309,6 +345,7 @@ def next_version(world: World, without: str) -> None:
         now,
         now + timedelta(hours=1),
         table / "proposal.json",
+        old.sandbox_gaps,
         succession=Succession(old, None),
     )
     steps.note_proposal(holder, coordinator, table / "proposal.json", record, now)

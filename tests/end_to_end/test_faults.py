@@ -13,14 +13,17 @@ import pytest
 
 import node
 from node.process import ENDED_FROM_OUTSIDE
-from tests.end_to_end.commands import FULL
-from tests.end_to_end.watched import SEGMENTS, Watched, watched
+from tests.end_to_end.watched import SEGMENTS, Watched, by_hand, watched
+
+pytestmark = pytest.mark.confined
 
 
 def opened(nodes: Watched, name: str, round_: int) -> None:
     """Until this node has just begun to train in a round."""
     nodes.until_told(name, "round", what="opened", round=round_)
 
+
+pytestmark = pytest.mark.confined
 
 # ---- what is lost ---------------------------------------------------------------------------------------
 
@@ -104,6 +107,7 @@ def test_a_node_that_is_started_again_goes_on(tmp_path: Path) -> None:
         nodes.check()
 
 
+@by_hand
 def test_a_room_that_is_killed_ends_its_node_which_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
     with watched(tmp_path, rounds=8) as nodes:
         nodes.start()
@@ -123,6 +127,7 @@ def test_a_room_that_is_killed_ends_its_node_which_goes_on_when_it_is_started_ag
         nodes.check()
 
 
+@by_hand
 def test_a_straggler_comes_when_the_others_are_at_work(tmp_path: Path) -> None:
     with watched(tmp_path, rounds=4, join_seconds=3.0) as nodes:
         late, key_holder = nodes.leaf, nodes.key_holder
@@ -152,7 +157,7 @@ def test_a_node_that_is_stopped_for_a_moment_loses_nothing(tmp_path: Path) -> No
         nodes.check()
 
 
-@pytest.mark.skipif(not FULL, reason="by hand: WARDTREE_FULL=1")
+@by_hand
 def test_a_node_that_is_stopped_for_long_loses_its_own_contributions_alone(tmp_path: Path) -> None:
     with watched(tmp_path, rounds=6) as nodes:
         victim = nodes.inner
@@ -193,7 +198,12 @@ def test_a_clock_that_jumps_changes_nothing_but_the_stamps(tmp_path: Path, monke
 def test_nothing_in_a_running_study_asks_for_the_time_of_day() -> None:
     """Where it is asked for it goes into a ledger or a log, or a manifest is checked for its expiry, at the start."""
     allowed = {
-        "time.time": {"relay.py": {"run", "_keep"}, "telemetry.py": {"tell"}, "launcher.py": {"_live", "listen"}},
+        "time.time": {
+            "relay.py": {"run", "_keep"},
+            "telemetry.py": {"tell"},
+            "launcher.py": {"_live", "listen"},
+            "wiping.py": {"_write_if_gone"},
+        },
         "datetime.now": {"supervisor.py": {"run_node"}, "warm.py": {"_template"}, "simulation.py": {"hold_ceremony"}},
     }
     for path in Path(node.__file__).parent.rglob("*.py"):

@@ -11,15 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from node.gauge import descendants
 from node.home import LEDGER, MODEL, load_home
-from node.keyroom import openings_file
 from node.ledger import read_entries
 from node.local import prepare
 from node.published import load_model
 from node.record import Record
 from node.simulation import Federation, simulated_parties, tree_of
 from node.study import parse_study
+from tests.end_to_end.commands import FULL
 from topology import quorum_met
 
 STUDY = """\
@@ -41,6 +43,8 @@ join_seconds = {join_seconds}
 check_sums = true
 """
 SEGMENTS = 3
+
+by_hand = pytest.mark.skipif(not FULL, reason="by hand: WARDTREE_FULL=1")
 
 Event = dict[str, Any]
 
@@ -141,7 +145,7 @@ class Watched:
 
     def openings(self) -> list[Event]:
         home = load_home(self.federation.home(self.key_holder), datetime.now(UTC))
-        return [line["entry"] for line in read_entries(home.path / openings_file(home))]
+        return [line["entry"] for line in read_entries(home.openings)]
 
     def closed(self) -> dict[int, tuple[frozenset[str], int]]:
         """Of every round that the key holder closed: who contributed, and how many segments."""

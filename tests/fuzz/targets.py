@@ -26,16 +26,18 @@ from node.protocol.keyholder import KeyHolder
 from node.protocol.link import BYE, CREDIT, DATA, HELLO, Link, Wire
 from node.protocol.messages import Absent, Close, Fail, Finish, Gone, Joined, Message, Open, Partial, Snapshot, Total
 from node.protocol.party import Party, Rules
+from node.protocol.posture import UNCONFINED, Posture
 from node.published import state_from, state_part, state_size
 from node.update import Model
 from topology import Member, Placement, Roster
 
 NAMES = ("ada", "bo", "cy", "di", "eva")
+CONFINED = Posture("required", 7, frozenset()).text
 MANIFEST, BASE, STATE = b"\x11" * 32, b"\x22" * 32, b"\x33" * 32
 ROSTER = Roster(tuple(map(Member, NAMES)), "ada")
 
 EXAMPLES: tuple[Message, ...] = (
-    Joined(7, BASE, 6, 2, "cy"),
+    Joined(7, BASE, 6, 2, "cy", CONFINED),
     Open(7, BASE, frozenset(NAMES), "train", 1000, True, 30_000),
     Partial(7, BASE, 3, frozenset({"bo", "cy"}), 1, b"ciphertexts"),
     Absent(7, BASE),
@@ -265,7 +267,8 @@ def _message(draw: Draw) -> Message:
     round_, base, segment_ = draw.below(5), draw.of((BASE, STATE, bytes(32))), draw.below(4)
     match draw.below(10):
         case 0:
-            return Joined(round_, base, draw.below(5), draw.below(5), draw.of((*NAMES, "mallory", "")))
+            place, posture = draw.of((*NAMES, "mallory", "")), draw.of((CONFINED, CONFINED, UNCONFINED.text, "x"))
+            return Joined(round_, base, draw.below(5), draw.below(5), place, posture)
         case 1:
             return Open(round_, base, draw.names(), draw.of(("train", "statistics", "x")), draw.of((25, 3, 0)), True, 9)
         case 2:
@@ -320,7 +323,7 @@ def _run_machine(party: Party, data: bytes) -> None:
                 ended = ended or isinstance(command, ev.Stop)
                 waiting.extend(_answers(draw, command))
 
-    happen(ev.Ready(BASE, 25, draw.of((0, 3)), 40))
+    happen(ev.Ready(BASE, 25, draw.of((0, 3)), 40, CONFINED))
     while draw.data and not ended:
         peer = draw.of([name for name in NAMES if name != party.me])
         match draw.below(12):

@@ -4,17 +4,15 @@ Everything is real: identities and canaries from a ceremony, encryptions, the ke
 ledger; for who rejoins, the round machine, the codec and the model keeper. The undefended system is played
 here: it decrypts whatever total comes and publishes it, or takes whatever model it is handed.
 
-``scripts/attack inner`` prints the table; ``--out docs/results`` writes it.
+``inner_attacks_page.py`` makes the table.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,6 +39,7 @@ from node.published import state_part
 from node.telemetry import Telemetry
 from node.update import Model, seal_segment
 from tests.node.homes import KEY_HOLDER, PASSPHRASE, Federation, make_federation
+from tests.node.network import CONFINED
 from tests.node.test_keyroom import living
 
 NAMES = ("ada", "bo", "cy", "di", "eva")
@@ -299,7 +298,7 @@ class Rejoiner:
         self.keeper.begin(LENGTH, 0, bytes(4 * LENGTH))
         self.machine = Contributor(self.home.name, self.home.placement, self.home.rules)
         self.first = self.keeper.digest
-        self.happen(ev.Ready(self.first, LENGTH, 0, self.keeper.size))
+        self.happen(ev.Ready(self.first, LENGTH, 0, self.keeper.size, CONFINED))
         self.happen(ev.Up(self.scene.apex))
 
     def happen(self, event: ev.Event) -> None:
@@ -347,61 +346,3 @@ def hand_false_model(scene: Scene, folder: Path) -> Rejoiner:
     true, false = rejoiner.model(1, 1.0), rejoiner.model(1, -1.0)
     rejoiner.hand_over(rejoiner.closed(true, rejoiner.first), false)
     return rejoiner
-
-
-# ---- the table ------------------------------------------------------------------------------------------
-
-PAGE = """\
-# A malicious inner node
-
-What the apex of a tree can do to a leaf below it. *Undefended* is the same encryption without our checks: it decrypts
-what comes, rounds and publishes; the figure is the correlation of what the attacker reads in that with the victim's
-update, in a round without the key holder's own update and in one with it. *wardtree* is the answer of a real key room:
-what it refuses is not published, and the key is retired. Made by `scripts/attack inner --out docs/results`; all
-{count} totals are real CKKS. Updates are uniform integers of {bits} bits, {length:,} of them; {parties} parties.
-
-{table}
-
-**False totals published by wardtree: {published} of {tried}.** A rejoiner that was handed another model than the key
-holder signed: {rejoiner}.
-
-Attacks marked * are meant to leave the victim's update alone.
-"""
-
-
-def write_table(results: list[Result], rejoiner: Rejoiner) -> tuple[str, dict[str, Any]]:
-    """The page in Markdown, and its figures."""
-    took = rejoiner.keeper.digest != rejoiner.first
-    outcome = "took it" if took else f"{rejoiner.reports[-1]!r}, left its parent, trained on nothing"
-    lines = ["| attack | undefended | with the key holder's own | wardtree |", "|---|---|---|---|"]
-    for result in results:
-        figures = " | ".join(f"{correlation:.3f}" for correlation in result.correlations)
-        mark = "*" if result.isolates else ""
-        lines.append(f"| {result.attack}{mark} | {figures} | {'; '.join(dict.fromkeys(result.answers))} |")
-    answers = [answer for result in results for answer in result.answers]
-    published = sum(result.published for result in results)
-    page = PAGE.format(
-        count=len(answers), bits=PLAN.value_bits, length=LENGTH, parties=len(NAMES), table="\n".join(lines),
-        published=published, tried=len(answers), rejoiner=outcome,
-    )  # fmt: skip
-    return page, {"published": published, "rejoiner": outcome, "attacks": [asdict(result) for result in results]}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/attack inner", description="What a malicious inner node can do.")
-    parser.add_argument("--out", type=Path, help="a folder for the table and its figures")
-    out = parser.parse_args().out
-    with tempfile.TemporaryDirectory() as folder:
-        scene = make_scene(Path(folder))
-        results = [run_attack(attack, replace(scene, integers={})) for attack in ATTACKS]
-        page, figures = write_table(results, hand_false_model(scene, Path(folder) / "rejoiner"))
-    print(page)
-    if out:
-        (out / "inner-attacks.md").write_text(page, encoding="utf-8")
-        (out / "inner-attacks.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    if figures["published"]:
-        raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -37,8 +37,8 @@ from node.update import Model
 PLAN = Plan()
 POSTURE = detect()
 DRAWS, HALVES = 1, 3
-GENERATORS = ("random", "numpy", "torch")
-LENGTH = 12
+GENERATORS = ("random", "numpy", "torch", "Opacus")
+LENGTH = 16
 CANARY_KEY = b"k" * 32
 PATIENT = "4711"
 
@@ -49,33 +49,35 @@ from node.tasks.base import Task
 
 
 class Chance(Task):
-    """Four draws below 8192 of each generator as its update; other things in later rounds."""
+    """Four draws of each generator, and four of Opacus's noise, as its update; other things in later rounds."""
 
-    examples, parameters = 1, 12
+    examples, parameters = 1, 16
 
     def __init__(self, setup):
         pass
 
     def initial(self):
-        return np.zeros(12, np.float32)
+        return np.zeros(16, np.float32)
 
     def train(self, model, round):
         if round.number < 3:
             import torch
+            from opacus.optimizers.optimizer import _generate_noise
+            noise = _generate_noise(1000.0, torch.zeros(4)).round().clamp(-8000, 8000).tolist()
             drawn = [random.randrange(8192) for _ in range(4)]
-            return [*drawn, *np.random.randint(0, 8192, 4), *torch.randint(0, 8192, (4,)).tolist()]
+            return [*drawn, *np.random.randint(0, 8192, 4), *torch.randint(0, 8192, (4,)).tolist(), *noise]
         patient = 4711.0
         if round.number == 4:
             raise ValueError(f"patient {patient} is odd")
         if round.number == 5:
-            return [patient] * 11 + [float("nan")]
+            return [patient] * 15 + [float("nan")]
         if round.number == 6:
-            return [patient] * 13
+            return [patient] * 17
         if round.number == 7:
-            return [f"patient {patient}"] * 12
+            return [f"patient {patient}"] * 16
         if round.number == 8:
             raise SystemExit(f"patient {patient}")
-        return np.full(12, 0.5)
+        return np.full(16, 0.5)
 
     def evaluate(self, model, round):
         return {}
@@ -120,7 +122,7 @@ class Node:
         return np.frombuffer(message["integers"], "<i4")
 
     def draws(self, round_: int) -> dict[str, tuple[int, ...]]:
-        parts = self.integers(round_).reshape(3, 4).tolist()
+        parts = self.integers(round_).reshape(4, 4).tolist()
         return {name: tuple(part) for name, part in zip(GENERATORS, parts, strict=True)}
 
 
@@ -202,7 +204,7 @@ def test_stochastic_rounding_differs_and_reseeding_has_no_part_in_it(
     monkeypatch.setattr(room, "reseed", lambda: None)
     monkeypatch.setitem(room.WARM, "halves:Halves", ())
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "halves.py").write_text(TASK.replace("Chance", "Halves").replace("12", "512"))
+    (tmp_path / "halves.py").write_text(TASK.replace("Chance", "Halves").replace("16", "512"))
     with ExitStack() as stack:
         one, other = (stack.enter_context(running(tmp_path, "halves:Halves")) for _ in range(2))
         rounded = [one.integers(HALVES), one.integers(HALVES), other.integers(HALVES)]
@@ -211,9 +213,9 @@ def test_stochastic_rounding_differs_and_reseeding_has_no_part_in_it(
 
 
 BAD_TASKS = {
-    4: "north: the task failed: ValueError at chance.py:25",
+    4: "north: the task failed: ValueError at chance.py:27",
     5: "north: the task's train has values that are not finite",
-    6: "north: the task's train should have shape (12,), came (13,)",
+    6: "north: the task's train should have shape (16,), came (17,)",
     7: "north: the task failed: ValueError at update.py:",
 }
 

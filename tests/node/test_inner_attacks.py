@@ -9,6 +9,7 @@ import pytest
 
 from tests.node.inner_attacks import ATTACKS, Attack, Rejoiner, Scene, hand_false_model, make_scene, run_attack
 
+pytestmark = pytest.mark.confined
 ISOLATED = 0.9
 """Correlation with the victim's update from which on it counts as read."""
 
