@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -60,6 +61,9 @@ def end_process(target: Callable[..., None], *arguments: Any) -> NoReturn:
     """
     code = 1
     try:
+        # What the parent forgot is never collected here: a socket or file among it would close a number that this
+        # process may have closed itself, and given to something else.
+        gc.freeze()
         harden()
         target(*arguments)
         code = 0
