@@ -84,8 +84,9 @@ class Results:
         return self.folder / f"{self.name}.{suffix}"
 
     def _save(self) -> None:
-        report = {"quick": self.quick, "machine": machine(), "seconds": self.seconds, "rows": self.rows}
-        self._file("json").write_text(json.dumps(report, indent=1) + "\n")
+        head = json.dumps({"quick": self.quick, "machine": machine(), "seconds": round(self.seconds, 1)})
+        rows = ",\n".join(json.dumps(row) for row in self.rows)  # one a line: a new row is one line of difference
+        self._file("json").write_text(f'{head[:-1]}, "rows": [\n{rows}\n]}}\n')
 
 
 def _is_cell(value: object) -> bool:

@@ -137,6 +137,7 @@ same work: (n · τ_enc + (n − 1) · (τ_add + τ_com)) / {cores} + τ_dec, wh
 NOTES = """\
 ## What differs, and why
 
+- These are wall times, and other programs ran on the machine meanwhile: single figures move by half from run to run.
 - The formula counts the way up only: the new model's way down the tree, and what a process costs to be woken, are in
   the measured rounds. For plain sums they are all there is.
 - A parent adds two children one after the other; the formula counts one addition a level.
@@ -217,4 +218,4 @@ def draw(results: Results, file: Path) -> None:
                     axes.plot(places, [three[2] for _, three in found], "-", color=colour)
             axes.set(title=f"{params:,} parameters", xlabel="parties", ylabel="seconds a round", yscale="log")
             axes.set_xticks(PARTIES)
-        panels[0].legend(frameon=False, fontsize=7)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)

@@ -105,7 +105,7 @@ def cell(csv: str, parties: int, scheme: str, repetitions: int) -> Row:
         "seconds_a_round": float(np.median(seconds)),
         "bytes_up": upload,
         "accuracies": [round(value, 1) for value in accuracies.tolist()],
-        "models": [[float(value) for value in model] for model in models],
+        "models": [[float(f"{value:.9g}") for value in model] for model in models],  # float32 to the bit
     }
 
 
@@ -268,7 +268,7 @@ def draw(results: Results, file: Path) -> None:
                 if found:
                     places = [PARTIES.index(row["parties"]) + 0.12 * (shift - 1.5) for row in found]
                     means, spreads = [row["mean"] for row in found], [row["spread"] for row in found]
-                    axes.errorbar(places, means, spreads, fmt="o", capsize=3, label=scheme)
+                    axes.errorbar(places, means, spreads, fmt="o", capsize=3, color=f"C{shift}", label=scheme)
             axes.plot(range(len(PARTIES)), EXPECTED[name], "k_", markersize=28, label="expected")
             axes.set(title=f"the file of {name}", xlabel="parties", xticks=range(len(PARTIES)))
             axes.set_xticklabels([str(count) for count in PARTIES])

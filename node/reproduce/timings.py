@@ -173,8 +173,9 @@ NOTES = """\
 - A ciphertext of the paper's settings holds up to half a ring of values, so 1 and 100 parameters cost the same; two
   polynomials of 8192 coefficients in three primes are compressed to the size above. Ours needs one prime, because sums
   need no rescaling, and puts four integers into each slot.
-- **TFHE.** {lwe} It encrypts each value by itself, so that any circuit could be computed on it; sums need
-  none of that, and it is no fair rival for them.
+- **TFHE.** {lwe}
+  It encrypts each value by itself, so that any circuit could be computed on it; sums need none of that. The paper's own
+  TFHE figures are not repeated.
 - The paper's own times are of another machine and are not repeated either; what can be compared across machines are
   the sizes, and the ratios within a column.
 """
@@ -259,7 +260,7 @@ def _scaling(results: Results, sizes: Sequence[int]) -> str:
 def draw(results: Results, file: Path) -> None:
     """The picture: each step's time, and the size, against the number of parameters."""
     sizes = sorted({row["params"] for row in results.rows})
-    with picture(file, (11, 3.4)) as figure:
+    with picture(file, (12, 3.8)) as figure:
         panels: Any = figure.subplots(1, 4)
         for axes, step in zip(panels, (*STEPS, "bytes"), strict=True):
             for scheme in EVERYTHING:
@@ -268,4 +269,4 @@ def draw(results: Results, file: Path) -> None:
                 axes.plot([row["params"] for row in rows], values, marker="o", label=scheme)
             axes.set(title=step, xscale="log", yscale="log", xlabel="parameters")
             axes.set_ylabel("bytes" if step == "bytes" else "seconds")
-        panels[0].legend(frameon=False, fontsize=7)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)

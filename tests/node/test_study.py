@@ -79,7 +79,7 @@ def test_the_study_to_start_from_and_the_default_study_are_valid() -> None:
         ("deadlines", "round_seconds = 0",
          "deadlines.round_seconds: expected a number of seconds above 0, came 0"),
         ("debug", "check_sums = 1", "debug.check_sums: expected true or false, came 1"),
-        ("debug", "zzzz = 1", "debug.zzzz: unknown key; known here: check_sums"),
+        ("debug", "zzzz = 1", "debug.zzzz: unknown key; known here: check_sums, two_parties"),
         ("debgu", "check_sums = true", 'debgu: unknown key; did you mean "debug"?'),
         ("task.options", "params = 0", "task.options.params: expected a whole number of parameters from 1 to "
          "1000000000, came 0"),
