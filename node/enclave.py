@@ -105,7 +105,7 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
     adopt_orphans()
     warm_up(settings.task)
     prepare_plan(settings.plan)
-    policy.sealer()  # where Python lies is found out once, for all that will be forked
+    policy.before_forks()
     while True:
         try:
             request, (*ends,), _, _ = socket.recv_fds(control, 16, 3)

@@ -48,6 +48,7 @@ def run_keyroom(relay: Channel, template: socket.socket, home: Home, passphrase:
         box_secret = load_identity(home.path, passphrase).box_secret
         secret = open_file(home.secret_key, SECRET_KIND, passphrase)
         Opener(home.plan, secret)  # fail now, not in the first round
+        policy.before_forks()
     except WardtreeError as error:
         relay.send("error", text=str(error))
         raise

@@ -18,6 +18,7 @@ import importlib.util
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,8 @@ from typing import TYPE_CHECKING
 
 from keys.ceremony import IDENTITY, PUBLIC_KEY
 from node.home import BASE
-from node.sandbox import calls
+from node.sandbox import calls, seccomp
+from node.sandbox.kernel import SandboxError
 from node.sandbox.landlock import Reach, covers
 from node.sandbox.seccomp import Rules
 
@@ -90,6 +92,13 @@ def enclave() -> Room:
 def sealer() -> Room:
     """Within an enclave's reach, and without the data."""
     return Room("sealer", python_reach(), calls.alone)
+
+
+def before_forks() -> None:
+    """Find out where Python lies, and compile the filter, once for all processes that will be forked."""
+    python_reach()
+    with suppress(SandboxError):  # no filter on this machine: whoever needs one will say so
+        seccomp.compiled(frozenset(calls.alone().items()))
 
 
 def keyroom(home: Home) -> Room:

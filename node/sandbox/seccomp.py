@@ -38,6 +38,7 @@ class Machine:
 
 
 @cache
+@cache
 def this_machine() -> Machine:
     """Raises SandboxError on an architecture without a table."""
     match platform.machine():
@@ -129,14 +130,19 @@ def _check(test: Test, rest: int) -> list[Instruction]:
     ]
 
 
+@cache
+def compiled(rules: frozenset[tuple[str, Rule]]) -> bytes:
+    """:func:`program` for this machine: a process that is about to fork may have it done for its children."""
+    return program(dict(rules), this_machine())
+
+
 def install(rules: Rules) -> None:
     """Filter every call of this process, its threads and its children from now on. A second filter narrows the first.
 
     Raises:
         SandboxError: the kernel has no seccomp filters.
     """
-    machine = this_machine()
-    code = program(rules, machine)
+    machine, code = this_machine(), compiled(frozenset(rules.items()))
     buffer = ctypes.create_string_buffer(code, len(code))
     head = struct.pack("=H6xQ", len(code) // 8, ctypes.addressof(buffer))  # struct sock_fprog
     try:
