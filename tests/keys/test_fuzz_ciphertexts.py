@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import resource
 import signal
 import struct
@@ -217,6 +218,7 @@ def test_a_crash_a_hang_and_an_escaped_error_are_seen() -> None:
 PLAN = Plan()
 OTHERS, LENGTH = 3, 1000
 SAME, FAILED, REFUSED = "unchanged: opens exactly", "loads, then the opening fails", "refused: "
+SIZES = re.compile(r"(?<=came )\d+(?= bytes)")
 
 
 def a_federation() -> tuple[Sealer, Opener, bytes, bytes, np.ndarray[tuple[int], np.dtype[np.int64]]]:
@@ -279,7 +281,7 @@ def make_mutant_task() -> Task:
         try:
             loaded = load_segment(segment, PLAN, context)
         except CiphertextError as error:
-            return f"{REFUSED}{error}"
+            return f"{REFUSED}{SIZES.sub('N', str(error))}"
         for one in loaded:
             assert one.parms_id() == context.first_parms_id()
             assert (one.size(), one.poly_modulus_degree(), one.coeff_modulus_size()) == (
@@ -294,7 +296,7 @@ def make_mutant_task() -> Task:
             return FAILED
         except CiphertextError as error:
             assert len(loaded) != words.shape[1]
-            return f"{REFUSED}{error}"
+            return f"{REFUSED}{SIZES.sub('N', str(error))}"
         assert segment == own, "a changed ciphertext passed"
         assert np.array_equal(opened, expected), "a wrong sum was opened"
         return SAME
