@@ -33,10 +33,10 @@ aborts the process (``!_io_error``) when a peer fills our queue, hangs up, and a
 REDIAL_SECONDS = 1.0
 PATIENT_FAILURES = 5
 REFUSED = b"wardtree: another node with your identity is connected"
-CHECK_SECONDS = 0.25
-"""So often we look at what came over connections, whether or not it makes a message. Each look costs an idle node
-0.3 ms; between two a peer can fill as much memory as its link carries."""
-BUSY_CHECK_SECONDS = 0.02
+CHECK_SECONDS = 0.1
+"""So often we look at what came over connections, whether or not it makes a message: between two looks a peer can fill
+as much memory as its link carries. Ten looks cost an idle node 3 ms."""
+BUSY_CHECK_SECONDS = 0.005
 """No more often where messages come all the time."""
 
 MOST_PARTS = 4

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node.sandbox.kernel import SandboxError
+from node.sandbox.landlock import covers
 from node.sandbox.machine import BUBBLEWRAP
 from node.sandbox.policy import python_reach
 
@@ -50,11 +51,14 @@ def view(home: Home) -> list[str]:
     reach = python_reach(home.task_source)
     below = ("/proc", "/dev", "/sys")
     read = [path for path in (*reach.read, *reach.list, *map(Path, _NAMES)) if not str(path).startswith(below)]
-    programs = [path.absolute() for path in map(Path, (sys.executable, sys.prefix, sys.base_prefix))]
+    programs = [path.absolute() for path in map(Path, (sys.base_prefix, sys.prefix, sys.executable))]
     options = [*_ISOLATE, "--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev", "--dir", "/tmp"]
     options += ["--ro-bind-try", "/sys/devices/system/cpu", "/sys/devices/system/cpu"]
+    seen: list[Path] = []
     for path in dict.fromkeys([*read, *programs, *home.readable]):
-        options += ["--ro-bind-try", str(path), str(path)]
+        if not covers(seen, path):  # inside of another view it may be a link to what is not in view yet
+            options += ["--ro-bind-try", str(path), str(path)]
+            seen.append(path)
     own = str(home.path.resolve())
     ours = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     options += ["--bind", own, own, "--symlink", "bubblewrap", BUBBLEWRAP, "--setenv", "PYTHONPATH", ours]

@@ -58,6 +58,8 @@ round_seconds = 8.0
 """
 
 REVOKED = "party-06"
+MAY_GROW = 48 << 20
+"""Bytes that hostile input may add to the most memory that a node ever had."""
 CONFINED = Posture("required", 7, frozenset()).text
 Dropped = tuple[str, str, str]
 

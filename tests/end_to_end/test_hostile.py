@@ -14,7 +14,7 @@ import pytest
 
 from keys.ceremony import load_identity
 from node.protocol.messages import Absent, Fail, Finish, Gone, Joined, Open, Total
-from tests.end_to_end.hostile import CONFINED, Mallory, World
+from tests.end_to_end.hostile import CONFINED, MAY_GROW, Mallory, World
 from tests.node.test_codec import BOMBS
 
 pytestmark = pytest.mark.confined
@@ -190,11 +190,11 @@ def test_an_oversized_frame(world: World, mallory: Mallory) -> None:
 
 def test_msgpack_bombs(world: World, mallory: Mallory) -> None:
     """Depth and counts, in headers that are rightly signed."""
-    since = len(world.events)
+    since, before = len(world.events), world.peak(world.tree.apex)
     for packed in BOMBS.values():
         mallory.forward(mallory.signed(packed))
     world.until(lambda: world.counted(world.tree.apex, mallory.name, "header", since) == len(BOMBS))
-    assert world.peak(world.tree.apex) < 200 << 20
+    assert world.peak(world.tree.apex) < before + MAY_GROW
     mallory.contribute()
 
 

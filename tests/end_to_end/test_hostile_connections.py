@@ -25,7 +25,7 @@ from node.neighbours import greeting
 from node.protocol.link import DATA, HELLO, Wire
 from node.protocol.messages import Absent
 from tests.end_to_end.commands import FULL
-from tests.end_to_end.hostile import REVOKED, Mallory, World, leaf_below_the_apex
+from tests.end_to_end.hostile import MAY_GROW, REVOKED, Mallory, World, leaf_below_the_apex
 from tests.node.test_connections import STEPS
 from tests.node.zmtp import CurveClient
 
@@ -33,8 +33,6 @@ pytestmark = pytest.mark.confined
 
 FLOOD_SECONDS = 60.0 if FULL else 1.5
 Flood = Callable[[CurveClient, bytes], Iterator[bytes]]
-MAY_GROW = 48 << 20
-"""Bytes that a flood may add to the most memory that a node ever had."""
 
 
 # ---- who may connect ------------------------------------------------------------------------------------
