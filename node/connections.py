@@ -75,6 +75,7 @@ class Connections:
         try:
             host = str(copy.getpeername()[0])
         except OSError:
+            self._log(name or "a connection", *_HANDSHAKE)
             copy.close()
             return
         self._all[descriptor] = Connection(copy, host, name)
@@ -116,7 +117,7 @@ class Connections:
         for descriptor, connection in list(self._all.items()):
             _, came = connection.info()
             if not _is_same(descriptor, connection.socket):
-                self.forget(descriptor)
+                self.closed(descriptor)  # libzmq's word of it may come later, or never
             elif connection.heard:
                 connection.heard, connection.read = False, came
             elif came - connection.read > self._most_unread:
