@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from keys.errors import WardtreeError
+from node.channel import ChannelClosedError
 from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError, conceal, join_namespace, prctl
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
@@ -74,6 +75,8 @@ def end_process(target: Callable[..., None], *arguments: Any) -> NoReturn:
         code = EXIT_UNAVAILABLE
     except (KeyboardInterrupt, WardtreeError):
         pass
+    except (ChannelClosedError, BrokenPipeError, ConnectionResetError):
+        pass  # the process at the other end is gone: all of a node's are being ended, and nobody is left to be told
     except BaseException:
         code = os.EX_SOFTWARE
         traceback.print_exc()

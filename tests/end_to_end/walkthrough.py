@@ -212,7 +212,7 @@ def _as_a_user(shown: str) -> str:
     if not OWN_GAPS:
         return shown
     shown = shown.replace("Sandbox: may lack root.", "Sandbox: nothing may be missing.")
-    return re.sub(r"(?m)(^sandbox: .* gaps=.*)(?:,root|\broot,|\broot$)", r"\1", shown)
+    return re.sub(r"(?m)(?<=[=,])root,|,root$|(?<==)root$", "", shown)
 
 
 def _renamed(command: Command, names: dict[str, str]) -> Command:

@@ -7,6 +7,9 @@ import os
 import signal
 import socket
 
+import pytest
+
+from node.channel import Channel
 from node.process import reap, spawn
 
 
@@ -24,6 +27,25 @@ def test_what_the_parent_forgot_closes_nothing_in_a_child() -> None:
         gc.enable()
     assert reap(child) == 0
     gc.collect()
+
+
+def test_a_process_whose_other_end_is_gone_ends_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C ends the processes of a node in any order."""
+    for write in (_to_a_channel, _to_a_socket):
+        assert reap(spawn(signal.SIGKILL, write)) == 1
+    assert capfd.readouterr().err == ""
+
+
+def _to_a_channel() -> None:
+    ours, theirs = Channel.pair()
+    theirs.close()
+    ours.send("word")
+
+
+def _to_a_socket() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    socket.send_fds(ours, [b"word"], [0])
 
 
 def _reuse(number: int) -> None:
