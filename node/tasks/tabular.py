@@ -15,11 +15,23 @@ from pydantic import Field, ValidationError, model_validator
 
 from node.data import DataError, Table, read_table
 from node.settings import Settings, problems, shown
-from node.tasks.base import OptionsError, Setup, StatisticsSpec, Task, TaskError, TrainingRound
+from node.tasks.base import (
+    Evaluation,
+    EvaluationSpec,
+    Measure,
+    OptionsError,
+    Setup,
+    StatisticsSpec,
+    Task,
+    TaskError,
+    TrainingRound,
+)
 
 # A column that varies less than this (of its range [-1, 1], squared) is taken as constant: below it the variance
 # would be made of the rounding of the published sums.
 _LEAST_VARIANCE = 1e-3
+
+_MOST_LOSS = 20.0
 
 
 class Target(Settings):
@@ -149,26 +161,21 @@ class TabularTask(Task):
                 penalty = self._options.l2 / 2 * weights[:-1].square().sum()
                 (gradient,) = torch.autograd.grad(loss + penalty, weights)
                 with torch.no_grad():
-                    weights -= self._options.learning_rate * gradient
+                    weights -= self._options.learning_rate * round.rate * gradient
         trained: NDArray[np.float32] = weights.detach().numpy()
         return trained - model
 
-    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> dict[str, float]:
-        """On the held-out rows: n, prevalence, accuracy; with both classes, balanced accuracy and AUC."""
-        from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+    def evaluation_spec(self) -> EvaluationSpec:
+        return EvaluationSpec(classes=2, measures=(Measure("log_loss", 0.0, _MOST_LOSS),))
 
+    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> Evaluation:
+        """On the held-out rows: how likely each is ill by the model, and the mean of minus the logarithm of how likely
+        the truth was."""
         y = self._test.y
-        logits = self._standardised(self._test.x, round) @ model[:-1] + model[-1]
-        ill = (logits > 0).astype(np.float64)
-        figures = {
-            "n": float(len(y)),
-            "prevalence": float(y.mean()),
-            "accuracy": float(accuracy_score(y, ill)),
-        }
-        if 0 < y.mean() < 1:
-            figures["balanced_accuracy"] = float(balanced_accuracy_score(y, ill))
-            figures["auc"] = float(roc_auc_score(y, logits))
-        return figures
+        logits = (self._standardised(self._test.x, round) @ model[:-1] + model[-1]).astype(np.float64)
+        losses = np.logaddexp(0.0, np.where(y > 0, -logits, logits))
+        loss = float(np.minimum(losses, _MOST_LOSS).mean())
+        return Evaluation(len(y), y.astype(np.int64), np.exp(-np.logaddexp(0.0, -logits)), {"log_loss": loss})
 
     def _standardised(self, x: NDArray[np.float64], round: TrainingRound) -> NDArray[np.float32]:
         """``x`` with mean 0 and deviation 1 over all hospitals; a missing cell is at the mean."""
