@@ -279,6 +279,7 @@ learning_rate = 0.05
 local_epochs = 5       # passes over a hospital's own training patients in each round
 batch_size = 32
 l2 = 0.001
+proximal = 0.0         # FedProx: how strongly a hospital's own training is drawn to the global model
 max_examples = 1000    # no hospital may have more patients than this
 
 [task.options.features]

@@ -81,6 +81,7 @@ class TabularOptions(Settings):
     local_epochs: int = Field(default=5, ge=1, description="a whole number above 0")
     batch_size: int = Field(default=32, ge=1, description="a whole number above 0")
     l2: float = Field(default=0.001, ge=0, description="a number of at least 0")
+    proximal: float = Field(default=0.0, ge=0, description="a number of at least 0")
     max_examples: int = Field(default=1000, ge=1, description="a whole number above 0")
 
     @model_validator(mode="after")
@@ -148,17 +149,23 @@ class TabularTask(Task):
         return np.zeros(self.parameters, np.float32)
 
     def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
-        """``local_epochs`` passes of stochastic gradient descent, in the order of torch's global generator."""
+        """``local_epochs`` passes of stochastic gradient descent, in the order of torch's global generator.
+
+        With ``proximal`` = mu the loss has mu/2 times the squared distance from ``model`` besides: FedProx (Li et al.
+        2020, equation 2).
+        """
         import torch
         from torch.nn.functional import binary_cross_entropy_with_logits
 
         x = torch.from_numpy(self._standardised(self._train.x, round))
         y = torch.from_numpy(self._train.y.astype(np.float32))
-        weights = torch.from_numpy(model.astype(np.float32)).requires_grad_()  # astype: a copy of our own
+        begun = torch.from_numpy(model.astype(np.float32))  # astype: a copy of our own
+        weights = begun.clone().requires_grad_()
         for _ in range(self._options.local_epochs):
             for batch in torch.randperm(len(y)).split(self._options.batch_size):
                 loss = binary_cross_entropy_with_logits(x[batch] @ weights[:-1] + weights[-1], y[batch])
                 penalty = self._options.l2 / 2 * weights[:-1].square().sum()
+                penalty = penalty + self._options.proximal / 2 * (weights - begun).square().sum()
                 (gradient,) = torch.autograd.grad(loss + penalty, weights)
                 with torch.no_grad():
                     weights -= self._options.learning_rate * round.rate * gradient

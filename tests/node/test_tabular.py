@@ -2,6 +2,7 @@
 
 import math
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,18 @@ def test_training_leaves_the_model_alone_and_lowers_the_loss(folder: Path) -> No
     assert figures["auc"] == 1.0
     assert figures["accuracy"] >= 0.9
     assert (figures["n"], figures["prevalence"]) == (10.0, 0.5)
+
+
+def test_the_proximal_term_keeps_near_to_the_global_model_and_a_rate_slows(folder: Path) -> None:
+    rows = [(str(age), "Male", "yes" if age > 50 else "no") for age in range(30, 70)]
+    norms = {}
+    for proximal in (0.0, 1.0, 4.0):
+        task = task_of(rows, folder, learning_rate=0.1, proximal=proximal)
+        round = published(task.statistics())
+        norms[proximal] = np.linalg.norm(task.train(task.initial(), round))
+        norms[proximal, "slow"] = np.linalg.norm(task.train(task.initial(), replace(round, rate=0.1)))
+    assert norms[0.0] > 1.2 * norms[1.0] > 1.2 * 1.2 * norms[4.0] > 0
+    assert norms[0.0, "slow"] < 0.3 * norms[0.0]
 
 
 def test_held_out_patients_of_one_class_have_no_auc(folder: Path) -> None:
