@@ -50,6 +50,7 @@ WARM = {
     "synthetic": (),
     "tabular": ("torch", "pandas", "sklearn.model_selection"),
     "node.tasks.heart_risk:HeartRiskTask": (),
+    "flare": ("torch", "torch._dynamo", "pandas", "sklearn.model_selection"),
     "flower": ("torch", "torch._dynamo", "pandas", "sklearn.model_selection", "flwr.clientapp"),
 }
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import random
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Annotated, Any, Protocol
 
 import msgpack
@@ -32,6 +29,7 @@ from node.tasks.base import (
     TaskError,
     TrainingRound,
 )
+from node.tasks.hosting import arrays_of, imported, lie_together, seeded, with_paths
 from node.tasks.loader import CODE
 
 EXAMPLES = "num-examples"
@@ -67,7 +65,7 @@ class FlowerOptions(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> FlowerOptions:
-        if self.initial and self.initial.split(":")[0].split(".")[0] != self.client.split(":")[0].split(".")[0]:
+        if self.initial and not lie_together(self.initial, self.client):
             raise ValueError("expected initial in the same module or package as client, which all parties sign")
         if strange := [key for key in self.scaled if not isinstance(self.fit.get(key), float)]:
             raise ValueError(f"expected scaled to name decimal numbers of fit, came {', '.join(strange)}")
@@ -100,7 +98,7 @@ class FlowerTask(Task):
         self._options, self._setup = _options(setup.options), setup
         data = dict(setup.data)
         self.examples = data.pop("examples", 1)
-        self._node_config = {key: _path(value, setup) for key, value in _node_config(data, setup.party).items()}
+        self._node_config = with_paths(_node_config(data, setup.party), setup.home)
         self._target = _imported(self._options.client)
         self._learner, self._context = self._make(None)
         self._layout = Layout.of(self._start(self._learner), self._options.stays_local)
@@ -114,7 +112,7 @@ class FlowerTask(Task):
     def initial(self) -> NDArray[np.float32]:
         """From a client of its own, made under the study's seed; none that is made under it ever trains: what it draws
         there every hospital draws, noise for privacy as well."""
-        with _seeded(self._setup.seed):
+        with seeded(self._setup.seed):
             start = self._start(self._make(None)[0])
         return self._layout.flatten(start, "the first model").astype(np.float32)
 
@@ -188,10 +186,7 @@ class FlowerTask(Task):
     def _start(self, learner: _Learner) -> Arrays:
         if self._options.initial is None:
             return learner.start()
-        made = _imported(self._options.initial)()
-        if hasattr(made, "state_dict"):  # a torch module
-            return {name: tensor.detach().cpu().numpy() for name, tensor in made.state_dict().items()}
-        return dict(made) if isinstance(made, Mapping) else _numbered(made)
+        return arrays_of(_imported(self._options.initial)())
 
 
 class _Legacy:
@@ -204,7 +199,7 @@ class _Legacy:
         from flwr.common import GetParametersIns, parameters_to_ndarrays
 
         came = self._client.get_parameters(GetParametersIns({}))
-        arrays = _numbered(parameters_to_ndarrays(came.parameters))
+        arrays = arrays_of(parameters_to_ndarrays(came.parameters))
         if not arrays:
             raise TaskError("the client has no get_parameters: expected options.initial, which gives the first model")
         return arrays
@@ -213,10 +208,8 @@ class _Legacy:
         from flwr.common import FitIns, ndarrays_to_parameters, parameters_to_ndarrays
 
         parameters = ndarrays_to_parameters(list(arrays.values()))
-        came = parameters_to_ndarrays(
-            self._client.fit(FitIns(parameters, {**config, "server_round": number})).parameters
-        )
-        return _numbered(came, tuple(arrays))
+        came = self._client.fit(FitIns(parameters, {**config, "server_round": number}))
+        return _named(parameters_to_ndarrays(came.parameters), tuple(arrays))
 
     def evaluate(self, arrays: Arrays, config: dict[str, Any], number: int) -> tuple[int, dict[str, Any]]:
         from flwr.common import EvaluateIns, ndarrays_to_parameters
@@ -273,48 +266,15 @@ def _node_config(data: dict[str, Any], party: str) -> dict[str, Any]:
         raise TaskError(f"{party}: data: {error}") from None
 
 
-def _path(value: Any, setup: Setup) -> Any:
-    """A text that names a file from the node's home, as an absolute path: clients know no home."""
-    return str(setup.home / value) if isinstance(value, str) and value and (setup.home / value).exists() else value
-
-
-def _numbered(arrays: Any, names: tuple[str, ...] | None = None) -> Arrays:
-    """Arrays by ``names``, or else by their places."""
-    if names is not None and len(arrays) != len(names):
+def _named(arrays: Any, names: tuple[str, ...]) -> Arrays:
+    if len(arrays) != len(names):
         raise TaskError(f"fit: expected {len(names)} arrays, came {len(arrays)}")
-    return {names[place] if names else str(place): np.asarray(array) for place, array in enumerate(arrays)}
+    return dict(zip(names, map(np.asarray, arrays), strict=True))
 
 
 def _imported(name: str) -> Any:
-    """What ``module:name`` is. Imports, and so runs, the user's code. Raises TaskError."""
     try:
         importlib.import_module("flwr.client")
     except ImportError:
-        raise TaskError(
-            "task flower: expected the package flwr, none is installed: pip install 'wardtree[flower]'"
-        ) from None
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except AttributeError:
-        raise TaskError(f"{name}: expected {attribute} in {module}, came none") from None
-    except ImportError as error:
-        raise TaskError(f"{name}: importing {module} failed: {type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """All generators that a client may draw from, under ``seed``; after it they go on where they were."""
-    torch = sys.modules.get("torch")
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state() if torch else None
-    random.seed(seed)
-    np.random.seed(seed)
-    if torch:
-        torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        if torch:
-            torch.set_rng_state(before[2])
+        raise TaskError("task flower: expected the package flwr, came none: pip install 'wardtree[flower]'") from None
+    return imported(name)

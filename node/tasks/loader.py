@@ -15,11 +15,13 @@ BUILTIN = {
     "tabular": "node.tasks.tabular:TabularTask",
     "synthetic": "node.tasks.synthetic:SyntheticTask",
     "flower": "node.tasks.flower:FlowerTask",
+    "flare": "node.tasks.flare:FlareTask",
 }
-HOSTS = {"flower": "client"}
-"""Built-in tasks that run code of the user's, and the option that names it as ``module:name``."""
+HOSTS = {"flower": "client", "flare": "script"}
+"""Built-in tasks that run code of the user's, and the option that names it, as ``module:name`` or ``module``."""
 
-CODE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+MODULE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+CODE = rf"{MODULE}:[A-Za-z_]\w*"
 """A pattern for what names code of the user's."""
 
 _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
@@ -114,7 +116,10 @@ def _sources(name: str, options: Mapping[str, Any]) -> Iterator[tuple[Path, list
 
 
 def _users_code(name: str, options: Mapping[str, Any]) -> str | None:
-    return str(options.get(HOSTS[name], "")) if name in HOSTS else None
+    if name not in HOSTS:
+        return None
+    code = str(options.get(HOSTS[name], ""))
+    return code if ":" in code else f"{code}:main"
 
 
 def _split(name: str) -> tuple[str, str]:
