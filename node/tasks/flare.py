@@ -9,18 +9,17 @@ from __future__ import annotations
 import runpy
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from node.settings import Settings, problems
+from node.settings import problems
 from node.tasks.arrays import Arrays, Layout
 from node.tasks.base import (
     Evaluation,
     EvaluationSpec,
-    Measure,
     OptionsError,
     Setup,
     Task,
@@ -28,28 +27,22 @@ from node.tasks.base import (
     TrainingRound,
 )
 from node.tasks.flare_api import FLModel, ParamsType, Round, standing_in
-from node.tasks.hosting import arrays_of, imported, lie_together, seeded, with_paths
+from node.tasks.hosting import Hosted, arrays_of, imported, lie_together, seeded, with_paths
 from node.tasks.loader import CODE, MODULE
 
 
-class FlareOptions(Settings):
+class FlareOptions(Hosted):
     """``[task.options]`` of a script."""
 
     script: str = Field(pattern=rf"^{MODULE}$", description="the name of a module, such as hospital.client")
     initial: str = Field(pattern=rf"^{CODE}$", description='"module:function", which gives the first model')
     arguments: list[str] = Field(default_factory=list, description="a list of texts")
     tensors: bool = Field(default=False, description="true or false")
-    measures: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(
-        default_factory=dict, description="a table of name = [low, high]"
-    )
-    stays_local: list[str] = Field(default_factory=list, description="a list of names of arrays")
 
     @model_validator(mode="after")
     def _fits_together(self) -> FlareOptions:
         if not lie_together(self.initial, self.script):
             raise ValueError("expected initial in the same module or package as script, which all parties sign")
-        if wrong := [name for name, (low, high) in self.measures.items() if low >= high]:
-            raise ValueError(f"expected measures with low below high, came others for {', '.join(wrong)}")
         return self
 
 
@@ -95,19 +88,12 @@ class FlareTask(Task):
         return self._layout.pack_local(self._left) if self._left else None
 
     def evaluation_spec(self) -> EvaluationSpec | None:
-        measures = tuple(Measure(name, low, high) for name, (low, high) in self._options.measures.items())
-        return EvaluationSpec(measures=measures) if measures else None
+        return self._options.evaluation_spec()
 
     def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> Evaluation:
         """The metrics that the script sends of the model it received, each no further out than its bounds."""
         sent = self._run(self._layout.restore(model, self._local(round)), "evaluate", round)
-        measures = {}
-        for name, (low, high) in self._options.measures.items():
-            value: Any = (sent.metrics or {}).get(name)
-            if not hasattr(value, "__float__"):
-                raise TaskError(f"flare.send: expected a number {name} among the metrics, came none")
-            measures[name] = float(np.clip(float(value), low, high))
-        return Evaluation(self.examples, measures=measures)
+        return Evaluation(self.examples, measures=self._options.measured(sent.metrics or {}, "flare.send"))
 
     def _local(self, round: TrainingRound) -> Arrays:
         return self._layout.local if round.carried is None else self._layout.unpack_local(round.carried)

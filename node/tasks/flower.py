@@ -17,19 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from node.settings import Settings, problems
+from node.settings import problems
 from node.tasks.arrays import Arrays, Layout
 from node.tasks.base import (
     Evaluation,
     EvaluationSpec,
-    Measure,
     OptionsError,
     Setup,
     Task,
     TaskError,
     TrainingRound,
 )
-from node.tasks.hosting import arrays_of, imported, lie_together, seeded, with_paths
+from node.tasks.hosting import Hosted, arrays_of, imported, lie_together, seeded, with_paths
 from node.tasks.loader import CODE
 
 EXAMPLES = "num-examples"
@@ -49,7 +48,7 @@ def _scalars(table: dict[str, Any]) -> dict[str, Any]:
 Scalars = Annotated[dict[str, Any], AfterValidator(_scalars)]
 
 
-class FlowerOptions(Settings):
+class FlowerOptions(Hosted):
     """``[task.options]`` of a Flower client."""
 
     client: str = Field(pattern=rf"^{CODE}$", description='"module:client_fn", or a class or ClientApp instead')
@@ -58,10 +57,6 @@ class FlowerOptions(Settings):
     fit: Scalars = Field(default_factory=dict, description="a table of numbers and texts")
     evaluate: Scalars = Field(default_factory=dict, description="a table of numbers and texts")
     scaled: list[str] = Field(default_factory=list, description="a list of keys of fit")
-    measures: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(
-        default_factory=dict, description="a table of name = [low, high]"
-    )
-    stays_local: list[str] = Field(default_factory=list, description="a list of names of arrays")
 
     @model_validator(mode="after")
     def _fits_together(self) -> FlowerOptions:
@@ -69,8 +64,6 @@ class FlowerOptions(Settings):
             raise ValueError("expected initial in the same module or package as client, which all parties sign")
         if strange := [key for key in self.scaled if not isinstance(self.fit.get(key), float)]:
             raise ValueError(f"expected scaled to name decimal numbers of fit, came {', '.join(strange)}")
-        if wrong := [name for name, (low, high) in self.measures.items() if low >= high]:
-            raise ValueError(f"expected measures with low below high, came others for {', '.join(wrong)}")
         return self
 
 
@@ -137,20 +130,14 @@ class FlowerTask(Task):
         return packed
 
     def evaluation_spec(self) -> EvaluationSpec | None:
-        measures = tuple(Measure(name, low, high) for name, (low, high) in self._options.measures.items())
-        return EvaluationSpec(measures=measures) if measures else None
+        return self._options.evaluation_spec()
 
     def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> Evaluation:
         """What the client says, each measure no further out than its bounds."""
         local = self._resume(round)
         arrays = self._layout.restore(model, local)
         examples, came = self._learner.evaluate(arrays, dict(self._options.evaluate), round.number)
-        measures = {}
-        for name, (low, high) in self._options.measures.items():
-            if not isinstance(came.get(name), int | float):
-                raise TaskError(f"evaluate: expected a number {name} among the client's metrics, came none")
-            measures[name] = float(np.clip(came[name], low, high))
-        return Evaluation(examples, measures=measures)
+        return Evaluation(examples, measures=self._options.measured(came, "evaluate"))
 
     def _resume(self, round: TrainingRound) -> Arrays:
         """The arrays that stay here; a client that left a state is made again, with that."""

@@ -8,12 +8,44 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
+from node.settings import Settings
 from node.tasks.arrays import Arrays
-from node.tasks.base import TaskError
+from node.tasks.base import EvaluationSpec, Measure, TaskError
+
+
+class Hosted(Settings):
+    """What every such task's ``[task.options]`` may say."""
+
+    measures: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(
+        default_factory=dict, description="a table of name = [low, high]"
+    )
+    stays_local: list[str] = Field(default_factory=list, description="a list of names of arrays")
+
+    @model_validator(mode="after")
+    def _low_below_high(self) -> Self:
+        if wrong := [name for name, (low, high) in self.measures.items() if low >= high]:
+            raise ValueError(f"expected measures with low below high, came others for {', '.join(wrong)}")
+        return self
+
+    def evaluation_spec(self) -> EvaluationSpec | None:
+        """The measures; None where the study names none."""
+        measures = tuple(Measure(name, low, high) for name, (low, high) in self.measures.items())
+        return EvaluationSpec(measures=measures) if measures else None
+
+    def measured(self, came: Mapping[str, Any], whence: str) -> dict[str, float]:
+        """Each measure of ``came``, no further out than its bounds. Raises TaskError where one is no number."""
+        measures = {}
+        for name, (low, high) in self.measures.items():
+            value: Any = came.get(name)
+            if isinstance(value, str) or not hasattr(value, "__float__"):
+                raise TaskError(f"{whence}: expected a number {name} among the metrics, came none")
+            measures[name] = float(np.clip(float(value), low, high))
+        return measures
 
 
 def imported(name: str) -> Any:
