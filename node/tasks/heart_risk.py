@@ -102,6 +102,11 @@ class HeartRiskTask(Task):
     def check_options(cls, options: Mapping[str, Any]) -> None:
         _options(options)
 
+    @classmethod
+    def layout(cls, options: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        """The model's tensors in their order, for an export."""
+        return {"weight": (1, _options(options).features), "bias": (1,)}
+
     def initial(self) -> NDArray[np.float32]:
         return np.zeros(self.parameters, np.float32)
 
