@@ -22,8 +22,6 @@ from keys.ciphertexts import framed, load, object_head, object_header, save
 from keys.ckks import KeyFileError, OpeningFailed
 from keys.scoring_layout import (
     MAX_BIAS,
-    MAX_FEATURE,
-    MAX_WEIGHT,
     PLAIN_SCALE,
     PRIME_BITS,
     RING,
@@ -137,13 +135,13 @@ class Scorer:
 
         Args:
             batch: (terms) ciphertexts of ``layout.arrange(features)``.
-            weights: (outputs, features), at most MAX_WEIGHT; not all zero for any output.
+            weights: (outputs, features), at most ``layout.max_weight``; not all zero for any output.
             biases: (outputs,), at most MAX_BIAS.
 
         Raises:
             ScoringError: the batch or the weights are not of this layout.
         """
-        _check("weights", weights, (layout.outputs, layout.features), MAX_WEIGHT)
+        _check("weights", weights, (layout.outputs, layout.features), layout.max_weight)
         _check("biases", biases, (layout.outputs,), MAX_BIAS)
         factors = [layout.spread(row) for row in weights]
         totals: list[sealapi.Ciphertext | None] = [None] * layout.outputs
@@ -158,12 +156,12 @@ class Scorer:
         Args:
             model: (outputs * (terms + 1)) ciphertexts: ``layout.spread(weights)`` and ``layout.bias(bias)`` of each
                 output, the bias to be multiplied with one step.
-            features: (patients, features), at most MAX_FEATURE; not all zero.
+            features: (patients, features), at most ``layout.max_feature``; not all zero.
 
         Raises:
             ScoringError: the model or the features are not of this layout.
         """
-        _check("features", features, (layout.patients, layout.features), MAX_FEATURE)
+        _check("features", features, (layout.patients, layout.features), layout.max_feature)
         slots = [*layout.arrange(features), np.ones(SLOTS, np.complex128)]
         totals: list[sealapi.Ciphertext | None] = [None] * layout.outputs
         for number, sealed in enumerate(self._sealed(model, layout.outputs * len(slots))):

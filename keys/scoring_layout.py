@@ -31,8 +31,8 @@ PRIME_BITS = (54, 54, 20)
 that 192-bit security allows in this ring."""
 SECURITY = 192
 
-MAX_FEATURE, MAX_WEIGHT = 2**15 - 1, 2**16 - 1
-"""The largest whole numbers, of 16 and of 17 bits with their signs: as much as the primes hold."""
+FEATURE_BITS, WEIGHT_BITS = 15, 16
+"""Of the largest whole numbers, without a sign, where MAX_TERMS ciphertexts are added: as much as the primes hold."""
 MAX_BIAS = 2**38
 MAX_TERMS = 512
 MAX_PATIENTS = 2 * SLOTS
@@ -90,9 +90,24 @@ class Layout:
         return -(-self.features // self.blocks)
 
     @property
+    def _spare_bits(self) -> int:
+        """Bits more for either factor in a shorter sum: a quarter of the terms leaves room for one in both."""
+        return ((MAX_TERMS // self.terms).bit_length() - 1) // 2
+
+    @property
+    def max_feature(self) -> int:
+        """The largest absolute whole number of a feature."""
+        return (1 << FEATURE_BITS + self._spare_bits) - 1
+
+    @property
+    def max_weight(self) -> int:
+        """The largest absolute whole number of a weight."""
+        return (1 << WEIGHT_BITS + self._spare_bits) - 1
+
+    @property
     def most(self) -> int:
         """The largest absolute integer that a block of a sum can hold."""
-        return self.terms * MAX_FEATURE * MAX_WEIGHT + MAX_BIAS
+        return self.terms * self.max_feature * self.max_weight + MAX_BIAS
 
     @property
     def noise(self) -> float:
@@ -102,7 +117,7 @@ class Layout:
         plain one: the rounding of its encoding, multiplied with the encrypted one. (Slots of a polynomial with
         coefficients of variance v have N*v/2 in each part.) For the factors at their largest.
         """
-        largest = max(math.sqrt(2) * MAX_FEATURE, MAX_WEIGHT)
+        largest = max(math.sqrt(2) * self.max_feature, self.max_weight)
         sealed = math.sqrt(RING / 2 * (_ERROR_VARIANCE + 1 / 12)) * largest / SEALED_SCALE
         plain = math.sqrt(RING / 2 / 12) * largest / PLAIN_SCALE
         return math.sqrt(self.terms) * math.hypot(sealed, plain)

@@ -295,7 +295,7 @@ def _read_tensors(path: Path, shapes: Shapes) -> Tensors:
     found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     if found != {name: (shape, np.dtype(np.float32)) for name, shape in shapes.items()}:
         raise ExportError(f"{path}: expected the tensors that the card names, in float32, came others")
-    return tensors
+    return {name: tensors[name] for name in shapes}  # the library gives them in any order
 
 
 # ---- in words -------------------------------------------------------------------------------------------

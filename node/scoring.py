@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from keys.scoring_layout import MAX_BIAS, MAX_FEATURE, MAX_WEIGHT, Integers, Layout, ScoringError, to_integers
+from keys.scoring_layout import MAX_BIAS, Integers, Layout, ScoringError, to_integers
 from keys.vault import read_bounded
 from node.data import Source
 from node.exported import Exported
 from node.settings import shown
 from node.study import parse_study
 from node.tasks.loader import load_task_class
+from node.telemetry import Stopwatch
 
 FEATURE_RANGE = 16.0
-"""What features lie within, unless another range is asked for: scaled ones do, by far. Public, never fitted to data."""
+"""What features lie within, unless another range is asked for. The host learns it, so it is never fitted to data."""
 SCORING_KEY = "scoring-key"
 """What a sealed file with a batch's key says of itself."""
 MAX_FEATURES_FILE = 512 * 2**20
@@ -49,7 +50,7 @@ class Layer:
             raise ScoringError(f"expected {self.weights.shape[1]} features of a patient, came {features.shape[1]}")
         return features @ self.weights.T + self.bias
 
-    def whole(self, feature_step: float) -> tuple[Integers, Integers, float]:
+    def whole(self, layout: Layout, feature_step: float) -> tuple[Integers, Integers, float]:
         """Weights and biases as whole numbers, and the weights' step: the smallest that holds them all.
 
         Raises:
@@ -58,8 +59,8 @@ class Layer:
         largest = float(np.abs(self.weights).max())
         if not np.isfinite(self.weights).all() or not np.isfinite(self.bias).all() or largest == 0:
             raise ScoringError("expected finite weights, not all of them zero, came others")
-        step = max(largest / MAX_WEIGHT, float(np.abs(self.bias).max()) / (feature_step * (MAX_BIAS - 1)))
-        weights = to_integers(self.weights, step, MAX_WEIGHT)
+        step = max(largest / layout.max_weight, float(np.abs(self.bias).max()) / (feature_step * (MAX_BIAS - 1)))
+        weights = to_integers(self.weights, step, layout.max_weight)
         return weights, np.rint(self.bias / (feature_step * step)).astype(np.int64), step
 
 
@@ -75,13 +76,6 @@ def last_layer(exported: Exported) -> Layer:
         names = ", ".join(exported.tensors)
         raise ScoringError(f"expected a model that ends in a linear layer (weight, bias), came the tensors {names}")
     return Layer(weight.astype(np.float64), bias.astype(np.float64))
-
-
-def feature_step(largest: float) -> float:
-    """What a whole number of a feature stands for, where features lie within ``largest``."""
-    if not 1e-6 <= largest <= 1e6:
-        raise ScoringError(f"--range: expected a number from 1e-6 to 1e6, came {largest:g}")
-    return largest / MAX_FEATURE
 
 
 # ---- features -------------------------------------------------------------------------------------------
@@ -142,31 +136,40 @@ def write_scores(scores: NDArray[np.floating[Any]], step: float) -> bytes:
 
 
 def room_clear(card: Mapping[str, Any], data: str, weights: bytes, bias: bytes) -> list[Any]:
-    """Scores in the clear: how many patients, and the CSV table."""
+    """Scores in the clear: how many patients, the CSV table, and the seconds that scoring took."""
     bias_array = np.frombuffer(bias, "<f8")
     layer = Layer(np.frombuffer(weights, "<f8").reshape(bias_array.size, -1), bias_array)
-    scores = layer.scores(features_of(card, Path(data)))
-    return [len(scores), write_scores(scores, 1e-6)]
+    features = features_of(card, Path(data))
+    watch = Stopwatch()
+    scores = layer.scores(features)
+    return [len(scores), write_scores(scores, 1e-6), watch.seconds]
 
 
-def room_encrypt(card: Mapping[str, Any], data: str, outputs: int, step: float, passphrase: str) -> list[Any]:
-    """Patients' features under a fresh key: patients, features, ciphertexts, and the sealed key."""
+def room_encrypt(card: Mapping[str, Any], data: str, outputs: int, largest: float, passphrase: str) -> list[Any]:
+    """Patients' features, within ``largest``, under a fresh key: patients, features, ciphertexts, what a whole number
+    stands for, the sealed key, and the seconds that encryption took."""
     from keys.scoring import ScoringKey
     from keys.vault import seal
 
     features = features_of(card, Path(data))
     patients, width = features.shape
     layout = Layout(patients, width, outputs)
-    whole = to_integers(features, step, MAX_FEATURE)
+    watch = Stopwatch()
+    step = largest / layout.max_feature
+    whole = to_integers(features, step, layout.max_feature)
     secret = ScoringKey.generate()
     body = ScoringKey(secret).seal(layout.arrange(whole))
-    return [patients, width, body, seal(SCORING_KEY, secret, passphrase)]
+    seconds = watch.seconds
+    return [patients, width, body, step, seal(SCORING_KEY, secret, passphrase), seconds]
 
 
-def room_open(sealed: bytes, passphrase: str, body: bytes, shape: Sequence[int], step: float) -> bytes:
-    """The CSV table of a batch's scores. Raises OpeningFailed, which says no more."""
+def room_open(sealed: bytes, passphrase: str, body: bytes, shape: Sequence[int], step: float) -> list[Any]:
+    """The CSV table of a batch's scores, and the seconds that opening took. Raises OpeningFailed, which says no more
+    than that."""
     from keys.scoring import ScoringKey
     from keys.vault import unseal
 
-    key = ScoringKey(unseal(sealed, SCORING_KEY, passphrase))
-    return write_scores(key.open(body, Layout(*shape)) * step, step)
+    secret = unseal(sealed, SCORING_KEY, passphrase)
+    watch = Stopwatch()
+    scores = ScoringKey(secret).open(body, Layout(*shape))
+    return [write_scores(scores * step, step), watch.seconds]

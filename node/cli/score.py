@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from node.exported import CARD, read_card, verify_export
 from node.keyroom import in_keyroom
 from node.study import parse_study
 from node.tasks.loader import task_source
+from node.telemetry import Stopwatch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -83,13 +83,12 @@ def clear(model: Model, data: Data, out: Out) -> None:
     refuse_existing(out)
     exported = verify_export(model)
     layer = scoring.last_layer(exported)
-    began = time.perf_counter()
     weights, bias = layer.weights.astype("<f8").tobytes(), layer.bias.astype("<f8").tobytes()
     card = dict(exported.card)
     read = _readable(card, data)
-    patients, table = in_keyroom(scoring.room_clear, card, str(data.resolve()), weights, bias, read=read)
+    patients, table, seconds = in_keyroom(scoring.room_clear, card, str(data.resolve()), weights, bias, read=read)
     write_private(out, table)
-    _tell(f"Scored {patients} patients in the clear", patients, began, wrote=out)
+    _tell(f"Scored {patients} patients in the clear", patients, seconds, wrote=out)
 
 
 @app.command(epilog="Example: [bold]wardtree score encrypt --card model-card.json --data patients.csv --out batch.enc "
@@ -111,19 +110,21 @@ def encrypt(
         refuse_existing(path)
     trust = Trust.of(None, home, unsigned)
     card = read_card(card_file)
-    step = scoring.feature_step(largest)
+    if not 1e-6 <= largest <= 1e6:
+        raise ScoringError(f"--range: expected a number from 1e-6 to 1e6, came {largest:g}")
     outputs = card["tensors"][-1][1][0]
     passphrase = read_passphrase(passphrase_fd, str(home or key), new=home is None)
     identity = trust.identity(passphrase)
-    began = time.perf_counter()
-    arguments = (card, str(data.resolve()), outputs, step, passphrase)
-    patients, features, body, sealed = in_keyroom(scoring.room_encrypt, *arguments, read=_readable(card, data))
+    arguments = (card, str(data.resolve()), outputs, largest, passphrase)
+    patients, features, body, step, sealed, seconds = in_keyroom(
+        scoring.room_encrypt, *arguments, read=_readable(card, data)
+    )
     facts = {"patients": patients, "features": features, "outputs": outputs}
     facts |= {"model": card["state"], "feature_step": step.hex()}
     file = ScoringFile(BATCH, identity.name if identity else None, facts, body)
     write_private(key, sealed)
     write_public(out, file.to_bytes(identity))
-    _tell(f"Encrypted {features} features of {patients} patients", patients, began, len(body), out)
+    _tell(f"Encrypted {features} features of {patients} patients", patients, seconds, len(body), out)
     typer.echo(f"  wrote {key}, which opens this batch's scores once, and then goes")
     typer.echo("Next: the host runs `wardtree score host` on the batch.")
 
@@ -150,14 +151,14 @@ def host(
     identity = trust.identity(read_passphrase(passphrase_fd, str(home))) if trust.keys is not None else None
     layer = scoring.last_layer(exported)
     step = file.step("feature_step")
-    weights, biases, weight_step = layer.whole(step)
-    began = time.perf_counter()
+    weights, biases, weight_step = layer.whole(file.layout, step)
+    watch = Stopwatch()
     with naming(batch):
         body = Scorer().score_patients(file.body, file.layout, weights, biases)
     facts = dict(file.facts) | {"of": file.digest, "weight_step": weight_step.hex()}
     scores = ScoringFile(SCORES, identity.name if identity else None, facts, body)
     write_public(out, scores.to_bytes(identity))
-    _tell(f"Scored {file.facts['patients']} encrypted patients", file.facts["patients"], began, len(body), out)
+    _tell(f"Scored {file.facts['patients']} encrypted patients", file.facts["patients"], watch.seconds, len(body), out)
     typer.echo("Next: the client runs `wardtree score open` on the scores.")
 
 
@@ -185,9 +186,8 @@ def open_scores(
     sealed = read_bounded(key, MAX_SEALED)
     shape = [file.facts[name] for name in ("patients", "features", "outputs")]
     step = answer.step("feature_step") * answer.step("weight_step")
-    began = time.perf_counter()
     try:
-        table = in_keyroom(scoring.room_open, sealed, passphrase, answer.body, shape, step)
+        table, seconds = in_keyroom(scoring.room_open, sealed, passphrase, answer.body, shape, step)
     except WardtreeError as error:
         if str(error) != "failed":
             raise
@@ -197,7 +197,7 @@ def open_scores(
         ) from None
     write_private(out, table)
     erase_file(key)
-    _tell(f"Opened the scores of {shape[0]} patients", shape[0], began, wrote=out)
+    _tell(f"Opened the scores of {shape[0]} patients", shape[0], seconds, wrote=out)
     typer.echo(f"  erased {key}")
 
 
@@ -215,8 +215,7 @@ def _same_model(file: ScoringFile, state: str, path: Path) -> None:
         raise ScoringError(f"{path}: made for the model {file.facts['model'][:16]}, the one here is {state[:16]}")
 
 
-def _tell(did: str, patients: int, began: float, size: int = 0, wrote: Path | None = None) -> None:
-    seconds = time.perf_counter() - began
+def _tell(did: str, patients: int, seconds: float, size: int = 0, wrote: Path | None = None) -> None:
     traffic = f", {size / patients / 1e3:.1f} kB a patient" if size else ""
     typer.echo(f"{did}: {1e3 * seconds / patients:.2f} ms a patient{traffic}")
     if wrote:

@@ -13,11 +13,9 @@ from keys import scoring_layout
 from keys.ckks import KeyFileError, OpeningFailed
 from keys.scoring import SCORE_BYTES, SEALED_BYTES, Scorer, ScoringKey
 from keys.scoring_layout import (
-    MAX_FEATURE,
     MAX_PATIENTS,
     MAX_RESIDUAL,
     MAX_TERMS,
-    MAX_WEIGHT,
     SLOTS,
     Integers,
     Layout,
@@ -33,8 +31,8 @@ def new_key() -> ScoringKey:
 def draw(layout: Layout, seed: int) -> tuple[Integers, Integers, Integers]:
     generator = np.random.default_rng(seed)
     return (
-        generator.integers(-MAX_FEATURE, MAX_FEATURE + 1, (layout.patients, layout.features)),
-        generator.integers(-MAX_WEIGHT, MAX_WEIGHT + 1, (layout.outputs, layout.features)),
+        generator.integers(-layout.max_feature, layout.max_feature + 1, (layout.patients, layout.features)),
+        generator.integers(-layout.max_weight, layout.max_weight + 1, (layout.outputs, layout.features)),
         generator.integers(-(2**37), 2**37, layout.outputs),
     )
 
@@ -71,26 +69,27 @@ def test_scores_under_an_encrypted_model_are_those_in_the_clear(
 @pytest.mark.parametrize("patients", [2 * SLOTS, 2 * SLOTS - 1, SLOTS // 2 + 1])
 def test_the_largest_factors_stay_exact(patients: int) -> None:
     layout = Layout(patients, 12, 1)
-    x = np.full((patients, 12), MAX_FEATURE)
-    weights = np.full((1, 12), -MAX_WEIGHT)
+    x = np.full((patients, 12), layout.max_feature)
+    weights = np.full((1, 12), -layout.max_weight)
     key = new_key()
     scores = Scorer().score_patients(key.seal(layout.arrange(x)), layout, weights, np.array([-(2**38)]))
-    assert (key.open(scores, layout) == -12 * MAX_FEATURE * MAX_WEIGHT - 2**38).all()
+    assert (key.open(scores, layout) == -12 * layout.max_feature * layout.max_weight - 2**38).all()
 
 
 def test_the_scales_suffice_for_the_longest_sums_and_the_primes_hold_them() -> None:
-    longest = Layout(MAX_PATIENTS, MAX_TERMS, 1)
-    assert longest.tolerance < MAX_RESIDUAL
     modulus_bits = sum(scoring_layout.PRIME_BITS[:-1]) - 0.01  # both primes are just below their power of two
-    coefficient = np.sqrt(2) * longest.most * scoring_layout.SEALED_SCALE * scoring_layout.PLAIN_SCALE
-    assert np.log2(coefficient) < modulus_bits - 1
+    for terms in range(1, MAX_TERMS + 1):
+        layout = Layout(MAX_PATIENTS, terms, 1)
+        assert layout.tolerance < MAX_RESIDUAL
+        coefficient = np.sqrt(2) * layout.most * scoring_layout.SEALED_SCALE * scoring_layout.PLAIN_SCALE
+        assert np.log2(coefficient) < modulus_bits - 1
     assert sum(scoring_layout.PRIME_BITS) <= 152  # HomomorphicEncryption.org: N=8192, 192 bits
 
 
 def test_the_noise_is_what_the_layout_says() -> None:
     """Of the whole way: the residuals of honest scores, against the standard deviation that tolerance is made of."""
     layout = Layout(MAX_PATIENTS, 8, 1)
-    x, weights = np.full((MAX_PATIENTS, 8), MAX_FEATURE), np.full((1, 8), MAX_WEIGHT)
+    x, weights = np.full((MAX_PATIENTS, 8), layout.max_feature), np.full((1, 8), layout.max_weight)
     key = new_key()
     seen: list[float] = []
     scores = Scorer().score_patients(key.seal(layout.arrange(x)), layout, weights, np.zeros(1, np.int64))
@@ -143,7 +142,7 @@ def test_batches_and_weights_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ScoringError, match="weights: expected shape"):
         scorer.score_patients(batch, layout, weights[:, :2], biases)
     with pytest.raises(ScoringError, match="weights: expected shape"):
-        scorer.score_patients(batch, layout, weights * 0 + MAX_WEIGHT + 1, biases)
+        scorer.score_patients(batch, layout, weights * 0 + layout.max_weight + 1, biases)
     with pytest.raises(ScoringError, match="zeros only"):
         scorer.score_patients(batch, layout, weights * 0, biases)
     for sizes in ((0, 1, 1), (MAX_PATIENTS + 1, 1, 1), (MAX_PATIENTS, MAX_TERMS + 1, 1), (1, 1, 1001)):
@@ -153,12 +152,13 @@ def test_batches_and_weights_that_do_not_fit_are_refused() -> None:
 
 @given(st.lists(st.floats(-4, 4), min_size=1, max_size=20))
 def test_integers_are_the_nearest_and_never_clipped(values: list[float]) -> None:
-    step = 4 / MAX_FEATURE
-    whole = to_integers(np.array([values]), step, MAX_FEATURE)
+    most = Layout(1, 1, 1).max_feature
+    step = 4 / most
+    whole = to_integers(np.array([values]), step, most)
     assert np.abs(whole * step - values).max() <= step * 0.5000001
     for wrong in (4.1, float("nan"), float("inf")):
         with pytest.raises(ScoringError, match="1 rows, the first of them row 2"):
-            to_integers(np.array([values, [wrong] * len(values)]), step, MAX_FEATURE)
+            to_integers(np.array([values, [wrong] * len(values)]), step, most)
 
 
 def test_a_hundred_patients_take_less_than_twenty_milliseconds_each() -> None:
