@@ -12,6 +12,7 @@ import typer
 
 from keys.errors import WardtreeError
 from node.privacy.accountant import MECHANISMS
+from node.reproduce import attacks as attempts
 from node.reproduce import overhead as over
 from node.reproduce import table3 as three
 from node.reproduce import table5 as five
@@ -133,6 +134,28 @@ def overhead(
     over.run(results, rounds or (5 if quick else 20), sizes, tuple(parties or over.PARTIES))
 
 
+@app.command()
+def attacks(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    repetitions: Annotated[int | None, typer.Option(min=1, help="Of each attack; default 2, quick 1.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(attempts.KINDS)}.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(attempts.ATTACKS)}.")] = None,
+    images: Annotated[Path | None, typer.Option(help="A medmnist .npz; default: scikit-learn's digits.")] = None,
+) -> None:
+    """Table I: membership, missing values, images out of gradients; against what each place of the tree sees."""
+    results = _results("attacks", ("kind", "target", "method"), quick, out)
+    if redraw:
+        attempts.publish(results)
+        return
+    methods = _known("--method", method, attempts.ATTACKS)
+    effort = attempts.QUICK if quick else attempts.FULL
+    attempts.run(
+        results, repetitions or (1 if quick else 2), _known("--kind", kind, attempts.KINDS), images, effort, methods
+    )
+
+
 def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[T, ...]:
     for one in asked or ():
         if one not in known:
@@ -143,7 +166,7 @@ def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[
 @app.command("all")
 def everything(quick: Quick = False, out: Out = None) -> None:
     """All of them, one after the other; says how long each took."""
-    for command in (table3, table5, timings, overhead):
+    for command in (attacks, table3, table5, timings, overhead):
         began = time.monotonic()
         command(quick=quick, out=out)
         print(f"{command.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr)
