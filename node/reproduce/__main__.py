@@ -14,10 +14,12 @@ from keys.errors import WardtreeError
 from node.privacy.accountant import MECHANISMS
 from node.reproduce import attacks as attempts
 from node.reproduce import overhead as over
+from node.reproduce import scoring as scores
 from node.reproduce import table3 as three
 from node.reproduce import table5 as five
 from node.reproduce import timings as times
 from node.reproduce.framingham import FILES
+from node.reproduce.gradient_inversion import ATTACKS
 from node.reproduce.output import Results
 
 T = TypeVar("T", bound=str)
@@ -141,7 +143,7 @@ def attacks(
     redraw: Redraw = False,
     repetitions: Annotated[int | None, typer.Option(min=1, help="Of each attack; default 2, quick 1.")] = None,
     kind: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(attempts.KINDS)}.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(attempts.ATTACKS)}.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(ATTACKS)}.")] = None,
     images: Annotated[Path | None, typer.Option(help="A medmnist .npz; default: scikit-learn's digits.")] = None,
 ) -> None:
     """Table I: membership, missing values, images out of gradients; against what each place of the tree sees."""
@@ -149,11 +151,27 @@ def attacks(
     if redraw:
         attempts.publish(results)
         return
-    methods = _known("--method", method, attempts.ATTACKS)
+    methods = _known("--method", method, ATTACKS)
     effort = attempts.QUICK if quick else attempts.FULL
     attempts.run(
         results, repetitions or (1 if quick else 2), _known("--kind", kind, attempts.KINDS), images, effort, methods
     )
+
+
+@app.command()
+def scoring(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    patients: Annotated[list[int] | None, typer.Option(min=1, max=8192, help="Only so many; may be repeated.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs after a warm-up.")] = 5,
+) -> None:
+    """Deployment: encrypted scoring, its times, sizes and differences from scores in the clear."""
+    results = _results("scoring", ("model", "patients"), quick, out)
+    if redraw:
+        scores.publish(results)
+        return
+    scores.run(results, tuple(patients or (scores.QUICK_PATIENTS if quick else scores.PATIENTS)), repeats)
 
 
 def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[T, ...]:
@@ -166,7 +184,7 @@ def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[
 @app.command("all")
 def everything(quick: Quick = False, out: Out = None) -> None:
     """All of them, one after the other; says how long each took."""
-    for command in (attacks, table3, table5, timings, overhead):
+    for command in (attacks, table3, table5, timings, overhead, scoring):
         began = time.monotonic()
         command(quick=quick, out=out)
         print(f"{command.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr)

@@ -122,12 +122,12 @@ def _cosine(model: Any, seen: list[Any], guess: torch.Tensor, labels: torch.Tens
     optimizer = torch.optim.Adam([guess], lr=0.1)
     milestones = [round(effort.cosine * part) for part in (3 / 8, 5 / 8, 7 / 8)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-    length = torch.sqrt(sum((each**2).sum() for each in seen))  # type: ignore[arg-type]
+    length = torch.sqrt(sum((each**2).sum() for each in seen))
     for _ in range(effort.cosine):
         optimizer.zero_grad()
         found = gradient(model, guess, labels, graph=True)
         product = sum((one * other).sum() for one, other in zip(found, seen, strict=True))
-        loss = 1 - product / (length * torch.sqrt(sum((each**2).sum() for each in found)))  # type: ignore[arg-type]
+        loss = 1 - product / (length * torch.sqrt(sum((each**2).sum() for each in found)))
         variation = (guess.diff(dim=-1)).abs().mean() + (guess.diff(dim=-2)).abs().mean()
         (loss + VARIATION * variation).backward()
         assert guess.grad is not None
