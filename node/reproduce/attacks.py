@@ -147,7 +147,7 @@ def inversion(scenario: Scenario, attack: str, repetitions: int, file: Path | No
 
     Returns:
         ``psnr``, mean and best over images; ``recognised``, the share that is told from CANDIDATES others;
-        ``pictures``: of the first repetition, a few true images and what was found for them, bytes.
+        ``pictures``: of the first repetition, a few true images and what was found for them.
     """
     import torch
 
@@ -168,8 +168,8 @@ def inversion(scenario: Scenario, attack: str, repetitions: int, file: Path | No
         decibels += gradients.psnr(true, found).tolist()
         known.append(gradients.recognised(true, found, images[rest]))
         if not repetition:
-            pictures = [(np.stack([one, other]) * 255).round().astype(int).tolist()
-                        for one, other in zip(true[:SHOWN], found[:SHOWN], strict=True)]  # fmt: skip
+            shown = zip(true[:SHOWN], found[:SHOWN], strict=True)
+            pictures = [[_pixels(one), _pixels(other)] for one, other in shown]
     return {
         "images": scenario.hidden,
         "source": source,
@@ -177,8 +177,20 @@ def inversion(scenario: Scenario, attack: str, repetitions: int, file: Path | No
         "psnr": float(np.mean(decibels)),
         "psnr_best": max(decibels),
         "recognised": float(np.mean(known)),
+        "shape": list(images.shape[1:]),
         "pictures": pictures,
     }
+
+
+def _pixels(image: Images) -> str:
+    """Its bytes, in hexadecimal."""
+    return np.rint(image * 255).astype(np.uint8).tobytes().hex()
+
+
+def _image(pixels: str, shape: Sequence[int]) -> NDArray[np.uint8]:
+    """(height, width, 3), of ``shape`` (channels, height, width)."""
+    image = np.frombuffer(bytes.fromhex(pixels), np.uint8).reshape(shape).transpose(1, 2, 0)
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
 def _seen(scenario: Scenario, model: Any, x: Any, y: Any) -> list[Any]:
@@ -328,26 +340,24 @@ def _missing(results: Results) -> str:
 
 def draw(results: Results, file: Path) -> None:
     """The picture: for each scenario some true images, and what two attacks made of them."""
-    shown = [
-        (scenario, rows)
-        for scenario in SCENARIOS
-        if all(rows := [results.find(kind=GRADIENTS, target=scenario.name, method=each) for each in (DLG, COSINE)])
-    ]
-    width = 3 * SHOWN + 2
+    shown = []
+    for scenario in SCENARIOS:
+        rows = {method: results.find(kind=GRADIENTS, target=scenario.name, method=method) for method in (DLG, COSINE)}
+        if any(rows.values()):
+            shown.append((scenario, rows))
     with picture(file, (9, 0.85 * max(len(shown), 1) + 0.4)) as figure:
-        grid: Any = figure.subplots(max(len(shown), 1), width, squeeze=False)
+        grid: Any = figure.subplots(max(len(shown), 1), 3 * (SHOWN + 1) - 1, squeeze=False)
         for axes in grid.ravel():
             axes.axis("off")
         for line, (scenario, rows) in zip(grid, shown, strict=False):
-            line[0].set_title(scenario.name, loc="left", fontsize=8)
-            pairs = [row["pictures"] for row in rows if row]
-            columns = [[true for true, _ in pairs[0]], *([found for _, found in each] for each in pairs)]
-            for place, images in enumerate(columns):
-                for number, image in enumerate(images):
-                    pixels = np.asarray(image, np.uint8).transpose(1, 2, 0)
-                    pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
-                    line[place * (SHOWN + 1) + number].imshow(pixels, interpolation="nearest")
+            line[0].set_title(scenario.name, loc="left", fontsize=8).set_in_layout(False)
+            for place, row in enumerate(rows.values(), start=1):
+                for number, (true, found) in enumerate(row["pictures"] if row else ()):
+                    assert row
+                    for at, pixels in ((0, true), (place, found)):
+                        image = _image(pixels, row["shape"])
+                        line[at * (SHOWN + 1) + number].imshow(image, interpolation="nearest")
         for place, name in enumerate(("the hospitals' images", "found by DLG", "found by cosine")):
-            grid[-1][place * (SHOWN + 1)].text(
-                0, -0.35, name, transform=grid[-1][place * (SHOWN + 1)].transAxes, fontsize=9, fontweight="bold"
-            )
+            below = grid[-1][place * (SHOWN + 1)]
+            name_of = below.text(0, -0.4, name, transform=below.transAxes, fontsize=9, fontweight="bold")
+            name_of.set_in_layout(False)
