@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from keys.errors import WardtreeError
-from node.cli import bench, ceremony, chaos, doctor, local, model, node, plan, score, study
+from node.cli import bench, ceremony, chaos, doctor, local, model, node, plan, score, study, task
 from node.process import ENDED_FROM_OUTSIDE
 from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError
 from node.supervisor import EndedFromOutsideError
@@ -38,6 +38,7 @@ app.add_typer(ceremony.app, name="ceremony")
 app.add_typer(model.app, name="model")
 app.add_typer(score.app, name="score")
 app.add_typer(study.app, name="study")
+app.add_typer(task.app, name="task")
 
 
 def _version(asked: bool) -> None:
