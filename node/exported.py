@@ -41,6 +41,8 @@ from node.update import Model
 
 WEIGHTS, CARD, TEXT = "model.safetensors", "model-card.json", "model-card.md"
 MAX_CARD, MAX_WEIGHTS = 64 * 2**20, 8 * 2**30
+MOMENTS = "server.moments"
+"""What the server's optimiser carries, shape (moments, parameters), where the study has one that does."""
 _FORMAT = "wardtree-model-card/1"
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -86,8 +88,11 @@ def export_model(home: Path, out: Path) -> tuple[Path, ...]:
     if not closes:
         raise ExportError(f"{home / LEDGER}: no signed close under this manifest leads to the model")
     card = make_card(manifest, model, shapes, closes, _epsilon(home, study))
+    tensors = _parted(model.parameters, shapes)
+    if model.moments.size:
+        tensors[MOMENTS] = model.moments  # part of the state that was closed; nobody needs them to use the model
     files = {
-        WEIGHTS: save_tensors(_parted(model.parameters, shapes), {"state": card["state"], "manifest": manifest.digest}),
+        WEIGHTS: save_tensors(tensors, {"state": card["state"]}),  # one entry: several come in any order
         ceremony.MANIFEST: read_bounded(home / ceremony.MANIFEST, MAX_MANIFEST),
         CARD: (json.dumps(card, indent=1) + "\n").encode(),
         TEXT: in_words(card).encode(),
@@ -117,6 +122,7 @@ def make_card(
         "privacy": {"mode": study.privacy.mode, "epsilon": epsilon},
         "statistics": None if model.statistics is None else model.statistics.tolist(),
         "statistics_parties": model.parties,
+        "curve": [[None if math.isnan(each) else each for each in row] for row in model.curve.tolist()],
         "contributors": [[close.round, sorted(close.contributors)] for close in rounds],
         "members": list(manifest.names),
         "key_holder": manifest.key_holder,
@@ -203,10 +209,11 @@ def verify_export(folder: Path) -> Exported:
     with naming(folder / CARD):
         shapes = {name: tuple(shape) for name, shape in card["tensors"]}
         _check_chain(manifest, card["closes"])
-    tensors = _read_tensors(folder / WEIGHTS, shapes)
+    tensors, moments = _read_tensors(folder / WEIGHTS, shapes)
     parameters = np.concatenate([tensors[name].reshape(-1) for name in shapes])
     sums = None if card["statistics"] is None else np.array(card["statistics"], np.float64)
-    model = Model(card["rounds"], parameters, sums, card["statistics_parties"])
+    curve = np.array(card["curve"], np.float64) if card["curve"] else np.zeros((0, 0))  # None becomes NaN
+    model = Model(card["rounds"], parameters, sums, card["statistics_parties"], moments, curve)
     state = _close(manifest, card["closes"][-1]).state
     if model.digest(bytes.fromhex(manifest.digest)) != state:
         raise ExportError(f"{folder}: the weights are not the state that {manifest.key_holder} closed last")
@@ -247,6 +254,7 @@ def _is_card(card: Mapping[str, Any]) -> bool:
         and privacy.keys() == {"mode", "epsilon"}
         and (privacy["epsilon"] is None or type(privacy["epsilon"]) in (int, float))
         and "statistics" in card
+        and _is_curve(card.get("curve"))
         and (card["statistics"] is None or _are_numbers(card["statistics"]))
     )
 
@@ -259,6 +267,13 @@ def _is_shape(value: object) -> bool:
         and isinstance(value[1], list)
         and all(type(length) is int and 1 <= length < 2**40 for length in value[1])
     )
+
+
+def _is_curve(value: object) -> bool:
+    rows = value if isinstance(value, list) else [None]
+    widths = {len(row) if isinstance(row, list) else 0 for row in rows}
+    numbers = (each for row in rows for each in (row if isinstance(row, list) else ()))
+    return len(widths) <= 1 and 0 not in widths and all(each is None or type(each) is float for each in numbers)
 
 
 def _are_numbers(value: object) -> bool:
@@ -286,16 +301,20 @@ def _close(manifest: Manifest, frame: str) -> Close:
     return decoded.message
 
 
-def _read_tensors(path: Path, shapes: Shapes) -> Tensors:
+def _read_tensors(path: Path, shapes: Shapes) -> tuple[Tensors, NDArray[np.float32]]:
+    """The model's tensors, and the moments."""
     data = read_bounded(path, MAX_WEIGHTS)
     try:
         tensors: Tensors = load_tensors(data)
     except (SafetensorError, ValueError, KeyError, TypeError):
         raise ExportError(f"{path}: expected safetensors, came something else") from None
+    moments = tensors.pop(MOMENTS, np.zeros((0, 0), np.float32))
+    if moments.ndim != 2 or moments.dtype != np.float32:
+        raise ExportError(f"{path}: {MOMENTS}: expected two dimensions of float32, came others")
     found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
     if found != {name: (shape, np.dtype(np.float32)) for name, shape in shapes.items()}:
         raise ExportError(f"{path}: expected the tensors that the card names, in float32, came others")
-    return {name: tensors[name] for name in shapes}  # the library gives them in any order
+    return {name: tensors[name] for name in shapes}, moments  # the library gives them in any order
 
 
 # ---- in words -------------------------------------------------------------------------------------------
@@ -314,8 +333,9 @@ def in_words(card: Mapping[str, Any]) -> str:
     return f"""\
 # Model of the study {json.dumps(card["study"], ensure_ascii=False)}
 
-Trained by {", ".join(card["members"])} together; {card["key_holder"]} held the secret key. {card["rounds"]} of
-{card["rounds_planned"]} rounds. Task `{card["task"]}`; {card["parameters"]} parameters: {tensors}.
+Trained by {", ".join(card["members"])} together; {card["key_holder"]} held the secret key. The state after
+round {card["rounds"]}, evaluations counted; the study trains for {card["rounds_planned"]}. Task
+`{card["task"]}`; {card["parameters"]} parameters: {tensors}.
 
 **Differential privacy.** {privacy}
 
