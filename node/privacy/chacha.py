@@ -31,7 +31,7 @@ def half_words(count: int) -> NDArray[np.uint32]:
 
 def uniforms(count: int) -> NDArray[np.float64]:
     """``count`` uniform multiples of 2^-53 in (0, 1]."""
-    return ((words(count) >> np.uint64(11)) + np.uint64(1)) * 2.0**-53
+    return ((words(count) >> np.uint64(11)) + np.uint64(1)).astype(np.float64) * 2.0**-53
 
 
 def normals(count: int) -> NDArray[np.float64]:

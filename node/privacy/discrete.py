@@ -125,7 +125,7 @@ def is_below(word: int, octave: int, exponent: Fraction, words: chacha.Words = c
         with localcontext() as context:
             context.prec, context.Emin, context.Emax = digits, -(10**6), 10**6
             nearly = Fraction((-Decimal(exponent.numerator) / Decimal(exponent.denominator)).exp()) * 2**octave
-        # Decimal rounds its quotient and its exp correctly: what may be wrong is below (exponent + 1) in the last digit.
+        # Decimal rounds quotient and exp correctly: what may be wrong is below (exponent + 1) in the last digit.
         wrong = nearly * (exponent + 2) / 10 ** (digits - 1)
         if Fraction(word + 1, 1 << bits) <= nearly - wrong:
             return True

@@ -2,7 +2,7 @@
 
 mu is sensitivity over standard deviation. Releases with mu_1, mu_2, ... together are one with
 sqrt(mu_1^2 + mu_2^2 + ...), whatever each was chosen to be by what the ones before it gave (Dong, Roth and Su,
-"Gaussian Differential Privacy", 2019, corollary 2).
+"Gaussian Differential Privacy", 2019).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def noise_for(epsilon: float, delta: float, releases: int) -> float:
 
 
 def epsilon_of_zcdp(rho: float, delta: float) -> float:
-    """Epsilon at ``delta`` of what is rho-zCDP: Canonne, Kamath and Steinke 2020, corollary 13, the best order found."""
+    """Epsilon at ``delta`` of what is rho-zCDP: Canonne, Kamath and Steinke 2020, corollary 13, best order."""
     _check_delta(delta)
     if rho <= 0:
         return 0.0

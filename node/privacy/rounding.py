@@ -3,7 +3,7 @@
 Unbiased rounding makes a vector longer: each of d values moves by up to a step, which at eight bits and a million
 parameters is four times the clipping norm. What is published is integers, so it is *their* norm that noise must hide.
 Kairouz, Liu and Steinke ("The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure Aggregation",
-2021, section 4.1) therefore round again until the norm is within a bound that holds with probability 1 - beta.
+2021) therefore round again until the norm is within a bound that holds with probability 1 - beta.
 
 The check is made on integers, so that no rounding error of a double weakens it.
 """
@@ -63,7 +63,7 @@ def l2_bound(steps: float, dimension: int, beta: float = BETA) -> Bound:
     """The bound for a vector clipped to an L2 norm of ``steps`` grid steps.
 
     min{(c + sqrt d)^2, c^2 + d/4 + sqrt(2 ln 1/beta) (c + sqrt(d)/2)} with c = ``steps``: Kairouz, Liu and Steinke
-    2021, equation (1), where the second holds for a try of rounding with probability 1 - beta.
+    2021, theorem 1, where the second holds for a try of rounding with probability 1 - beta.
     """
     _check(steps, dimension, beta)
     always = (steps + math.sqrt(dimension)) ** 2
@@ -84,7 +84,9 @@ def l1_bound(steps: float, dimension: int, beta: float = BETA) -> Bound:
 
 def clip(values: Floats, limit: float, norm: Norm = 2) -> Floats:
     """``values`` scaled down to a norm of at most ``limit``, if they are longer; a new array."""
-    length = math.sqrt(sum(float(block @ block) for block in _blocks(values))) if norm == 2 else float(abs(values).sum())
+    length = (
+        math.sqrt(sum(float(block @ block) for block in _blocks(values))) if norm == 2 else float(abs(values).sum())
+    )
     return values * min(1.0, limit / length) if length > 0 else values.copy()
 
 
