@@ -50,7 +50,8 @@ LEAST_SHARE_VARIANCE = 4
 OVERFLOW = 2.0**-40
 """Noise leaves the room that the plan has for it with at most this probability in a round."""
 
-_SLACK = 1e-9
+_SLACK = 1e-12
+"""Of the second step, for all values of a release together."""
 
 
 class PrivacyError(WardtreeError):
@@ -294,7 +295,7 @@ def _pure(epsilon: float) -> Loss:
 
 
 def _rounded_away(dimension: int) -> float:
-    """r^2 of the second step: eta is then below 10^-9 for all values together."""
+    """r^2 of the second step: eta is then below ``_SLACK`` for all values together."""
     return max(1.0, math.log(8 * dimension / _SLACK) / (2 * math.pi**2))
 
 
