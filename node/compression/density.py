@@ -35,7 +35,7 @@ class Density:
         with localcontext() as context:
             context.prec = 30
             part = (Decimal(self.target).ln() * round_ / self.warm_up).exp()
-            return max(1, min(length, math.ceil(length * part)))
+            return max(1, min(length, round(length * part)))
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,5 @@ def after(
         return Published(mask, total, parties)
     threshold = last.threshold if last and last.threshold else settings.threshold
     assert settings.density is not None
-    return Published(
-        mask, total, parties, threshold.after(total, parties, max(1, math.ceil(length * settings.density)))
-    )
+    kept = math.ceil(length * settings.density * (1 - settings.explore))  # the rest of the target is drawn
+    return Published(mask, total, parties, threshold.after(total, parties, max(1, kept)))

@@ -85,7 +85,7 @@ class HospitalAccount:
             table = json.loads(state)
             if table["version"] != 1:
                 raise ValueError
-            history = [_charge(entry) for entry in table["history"]]
+            history = [_charge(dict(entry)) for entry in table["history"]]
         except (ValueError, KeyError, TypeError, RecursionError, PrivacyError):
             raise PrivacyError("privacy: expected the history of an account, came something else") from None
         return cls(budget, history)

@@ -51,7 +51,7 @@ def noise_for(epsilon: float, delta: float, releases: int) -> float:
     _check_delta(delta)
     if not (epsilon > 0 and releases >= 1):
         raise ValueError(f"epsilon above 0 and a release at least were expected, came {epsilon} and {releases}")
-    return _least(lambda z: delta_of(epsilon, math.sqrt(releases) / z) <= delta / (1 + CAREFUL))
+    return _least(lambda z: delta_of(epsilon / (1 + 2 * CAREFUL), math.sqrt(releases) / z) <= delta)
 
 
 def epsilon_of_zcdp(rho: float, delta: float) -> float:
