@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from node.privacy.accountant import Budget, BudgetError
+from node.privacy.budget import Budget, BudgetError
 from node.privacy.hospital import KINDS, Loss, PrivacyError, Release, to_entry
 
 

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, Literal
 
 from keys.errors import WardtreeError
+from node.privacy.budget import Budget, BudgetError
 
 Mechanism = Literal["rdp", "prv"]
 MECHANISMS: tuple[Mechanism, ...] = ("rdp", "prv")
@@ -30,20 +31,8 @@ PRV_ERROR, PRV_PART = 0.1, 0.02
 of one of 0.1. So 2% of epsilon, and at most 0.1."""
 
 
-class BudgetError(WardtreeError):
-    """A step that would pass the privacy budget; it was not taken."""
-
-
 class StateError(WardtreeError):
     """What should be an accountant's state is something else."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """(epsilon, delta). Neighbours of the accountant here differ by one patient's row being there or not."""
-
-    epsilon: float
-    delta: float
 
 
 @dataclass(frozen=True)

@@ -133,15 +133,9 @@ class GaussianShares:
 
     def loss(self) -> Loss:
         smooth = _rounded_away(self.dimension)
-        tau = 10 * math.fsum(
-            math.exp(-2 * math.pi**2 * self.share_variance * k / (k + 1)) for k in range(1, min(self.shares, 1000))
-        )  # from the 1,000th on each term is as good as the last: below exp(-78)
-        tau += 10 * max(0, self.shares - 1000) * math.exp(-2 * math.pi**2 * self.share_variance * 1000 / 1001)
-        theta = 2.001 * math.exp(-2 * math.pi**2 * smooth)
-        eta = math.log1p(theta) - math.log1p(-theta)
         return Loss(
             mu_squared=self.sensitivity_squared / (self.shares * self.share_variance - smooth),
-            slack=self.dimension * (tau / 2 + eta),
+            slack=self.dimension * (half_tau(self.share_variance, self.shares) + eta(smooth)),
         )
 
     def draw(self) -> Integers:
@@ -294,6 +288,18 @@ def l2_with_laplace(dimension: int) -> str:
 
 def _pure(epsilon: float) -> Loss:
     return Loss(pure=epsilon, pure_squared=epsilon**2)
+
+
+def half_tau(variance: float, shares: int) -> float:
+    """How far, as a logarithm, the sum of so many discrete Gaussians is from one: the module's first step."""
+    return 5 * math.fsum(math.exp(-2 * math.pi**2 * variance * k / (k + 1)) for k in range(1, shares))
+
+
+def eta(smooth: float) -> float:
+    """How far, as a logarithm, a Gaussian is from a discrete one when rounded with variance ``smooth``, at least 1/2:
+    the module's second step. The terms after the first are below a hundredth of it together."""
+    theta = 2.02 * math.exp(-2 * math.pi**2 * smooth)
+    return math.log1p(theta) - math.log1p(-theta)
 
 
 def _rounded_away(dimension: int) -> float:

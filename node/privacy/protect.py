@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keys.plan import Plan
-from node.privacy.clipping import AdaptiveClip
-from node.privacy.gaussian import epsilon_of, noise_for
-from node.privacy.hospital import GaussianShares, Loss, Release, WholeKNorm, WholeLaplace
+from node.privacy.gaussian import noise_for
+from node.privacy.hospital import GaussianShares, Loss, PrivacyError, Release, WholeKNorm, WholeLaplace
 from node.privacy.rounding import BETA, Bound, clip, l1_bound, l2_bound, round_within
 
 Integers = NDArray[np.int64]
@@ -73,25 +72,17 @@ def k_norm(clip: float, plan: Plan, dimension: int, epsilon: float, beta: float 
     return Protection(clip, plan.max_value, bound, WholeKNorm(dimension, bound.limit, epsilon))
 
 
-def with_bit(integers: Integers, adaptive: AdaptiveClip, shares: int, length: float, clip: float) -> Integers:
-    """The integers and, last, the clip bit with its share of noise.
+def multiplier_for(epsilon: float, delta: float, rounds: int, mu_squared: float = 0.0) -> float:
+    """The least noise multiplier with which so many rounds stay within the budget, when releases of ``mu_squared``
+    are charged to it as well; a millionth more, for what integer noise costs above a continuous Gaussian.
 
-    Args:
-        length: norm of the values before clipping.
+    Raises:
+        PrivacyError: the others alone spend the budget.
     """
-    bit = adaptive.release(shares).draw() + adaptive.bit(length, clip)
-    return np.concatenate([integers, bit])
-
-
-def room(releases: tuple[Release, ...], parties: int) -> int:
-    """The plan's ``max_noise`` for so many parties."""
-    return max((release.room(parties) for release in releases), default=0)
-
-
-def multiplier_for(epsilon: float, delta: float, rounds: int) -> float:
-    """The least noise multiplier with which so many rounds stay within the budget; a millionth more, for what integer
-    noise costs above a continuous Gaussian's epsilon."""
-    return noise_for(epsilon, delta, rounds) * (1 + 1e-6)
+    left = noise_for(epsilon, delta, 1) ** -2 - mu_squared
+    if left <= 0:
+        raise PrivacyError(f"privacy: the statistics alone would spend all of epsilon {epsilon:g}")
+    return math.sqrt(rounds / left) * (1 + 1e-6)
 
 
 def epsilon_for(epsilon: float, delta: float, rounds: int) -> float:
@@ -102,14 +93,3 @@ def epsilon_for(epsilon: float, delta: float, rounds: int) -> float:
         spent = Loss(pure=middle, pure_squared=middle**2).times(rounds).epsilon(delta)
         low, high = (middle, high) if spent <= epsilon else (low, middle)
     return low
-
-
-def rounds_within(epsilon: float, delta: float, multiplier: float) -> int:
-    """How many rounds with this noise multiplier stay within the budget."""
-    count = 0
-    step = 1 << 30
-    while step:
-        if epsilon_of(math.sqrt(count + step) / multiplier, delta) <= epsilon:
-            count += step
-        step >>= 1
-    return count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,7 @@ from pydantic import Field, model_validator
 
 from node.privacy.clipping import AdaptiveClip
 from node.privacy.hospital import PrivacyError, guaranteed_shares
-from node.privacy.protect import multiplier_for, rounds_within
+from node.privacy.protect import multiplier_for
 from node.privacy.rounding import BETA
 from node.settings import Settings
 
@@ -43,6 +44,10 @@ class StatisticsNoise(Settings):
 
     clip: float = Field(gt=0, description="a number above 0: the L2 norm of a party's statistics")
     noise_multiplier: float = Field(gt=0, description="a number above 0")
+
+    @property
+    def mu_squared(self) -> float:
+        return 1 / self.noise_multiplier**2
 
 
 class PrivacySettings(Settings):
@@ -147,7 +152,7 @@ def _conflicts(privacy: PrivacySettings, around: Surroundings) -> Iterator[str]:
     try:
         guaranteed_shares(around.min_hidden, privacy.coalition)
     except PrivacyError as error:
-        yield f"privacy.coalition: {str(error).removeprefix('privacy: ')}"
+        yield f"privacy.coalition: {_text(error)}"
     if privacy.adaptive and around.value_bits < BIT_VALUE_BITS:
         yield (
             f"aggregation.value_bits: expected at least {BIT_VALUE_BITS} with privacy.adaptive, "
@@ -160,16 +165,25 @@ def _conflicts(privacy: PrivacySettings, around: Surroundings) -> Iterator[str]:
 def _budget(privacy: PrivacySettings, around: Surroundings) -> Iterator[str]:
     assert privacy.epsilon is not None
     assert privacy.delta is not None
-    least = multiplier_for(privacy.epsilon, privacy.delta, around.rounds)
-    multiplier = privacy.noise_multiplier
-    if multiplier is not None and multiplier < least * (1 - 1e-6):
-        enough = rounds_within(privacy.epsilon, privacy.delta, multiplier)
+    statistics = privacy.statistics.mu_squared if privacy.statistics else 0.0
+    try:
+        least = multiplier_for(privacy.epsilon, privacy.delta, around.rounds, statistics)
+    except PrivacyError as error:
+        yield f"privacy.statistics.noise_multiplier: {_text(error)}"
+        return
+    multiplier = privacy.noise_multiplier or least
+    if multiplier < least:
+        enough = math.floor(around.rounds * (multiplier / least) ** 2)
         yield (
             f"privacy.noise_multiplier: {around.rounds} rounds within epsilon {privacy.epsilon:g} take at least "
             f"{least:.4g}, came {multiplier:g}, which is enough for {enough}"
         )
     if privacy.adaptive:
         try:
-            privacy.adaptive.clip.update_multiplier(multiplier or least)
+            privacy.adaptive.clip.update_multiplier(multiplier)
         except PrivacyError as error:
-            yield f"privacy.adaptive.count_noise: {str(error).removeprefix('privacy: ')}"
+            yield f"privacy.adaptive.count_noise: {_text(error)}"
+
+
+def _text(error: PrivacyError) -> str:
+    return str(error).removeprefix("privacy: ")

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from keys.plan import Plan
 from node.privacy.account import HospitalAccount
-from node.privacy.accountant import Budget
+from node.privacy.budget import Budget
 from node.privacy.clipping import BIT, AdaptiveClip
 from node.privacy.hospital import LEAST_SHARE_VARIANCE, PrivacyError
-from node.privacy.protect import gaussian, with_bit
+from node.privacy.protect import gaussian
 
 ADAPTIVE = AdaptiveClip(quantile=0.5, rate=0.2, count_noise=2.0, lowest=1e-3, highest=1e3)
 
@@ -67,10 +67,5 @@ def test_a_share_of_noise_on_a_bit_is_many_steps() -> None:
     assert release.sensitivity_squared == BIT**2
 
 
-def test_the_bit_is_the_last_of_the_integers() -> None:
-    quiet = replace(ADAPTIVE, count_noise=0.01)
-    for length, expected in ((0.9, BIT), (1.1, -BIT)):
-        *rest, bit = with_bit(np.arange(5), quiet, 2, length, 1.0)
-        assert rest == [0, 1, 2, 3, 4]
-        assert abs(bit - expected) < 100
-    assert quiet.bit(math.nan, 1.0) == -BIT
+def test_a_vector_that_is_not_within_the_norm_is_not_counted_as_it() -> None:
+    assert [ADAPTIVE.bit(length, 1.0) for length in (0.9, 1.0, 1.1, math.nan)] == [BIT, BIT, -BIT, -BIT]
