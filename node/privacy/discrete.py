@@ -12,6 +12,8 @@ Canonne, Kamath and Steinke ("The Discrete Gaussian for Differential Privacy", 2
    wherever the two are further apart than that double can be wrong; else, once in 10^12, further bits are drawn and
    compared with exp(-g) to so many digits that the answer is certain.
 
+How long it takes tells how many proposals were refused; what was accepted does not depend on that.
+
 One departure, on purpose: k ends at 31, so that noise has a largest value, more than 36 sigma out. What is cut off has
 a probability below 2^-900.
 """
@@ -33,6 +35,8 @@ Floats = NDArray[np.float64]
 
 MAX_VARIANCE = 1 << 48
 """Squares of all proposals fit 64 bits."""
+
+MAX_SCALE = 1 << 24
 
 _BLOCK = 1 << 16
 _WIDEST = 1 << 25
@@ -63,7 +67,7 @@ def discrete_laplace(count: int, scale: int, words: chacha.Words = chacha.words)
         scale: 1 to 2^24.
         words: for tests.
     """
-    if not 1 <= scale <= 1 << 24:
+    if not 1 <= scale <= MAX_SCALE:
         raise ValueError(f"a scale of 1 to 2^24 was expected, came {scale}")
     width = scale * 6932 // 10000 + 1  # at least scale * ln 2
     return _sample(count, width, lambda x: abs(x) / float(scale), lambda x: Fraction(abs(x), scale), words)

@@ -21,7 +21,7 @@ Why shares count as a continuous Gaussian. Let the shares have variance s^2, m o
    sum to r sqrt(2 pi) (1 +- theta), theta = 2 sum_k exp(-2 pi^2 r^2 k^2), so eta = ln((1+theta)/(1-theta)).
 3. So what is published is a function of a Gaussian release, but for a factor exp(+-a), a = d (tau/2 + eta), on the
    probability of whatever follows from it. If that release is (epsilon, delta), this one is
-   (epsilon + 2a, exp(a) delta). Of s^2 >= 4 and a million values a is below 10^-8; r^2 is about 2, and m s^2 some
+   (epsilon + 2a, exp(a) delta). For s^2 >= 4 and a million values a is below 10^-10; r^2 is about 2, and m s^2 some
    thousands or millions: nothing is lost but these 2.
 """
 
@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from keys.errors import WardtreeError
 from node.privacy import chacha
-from node.privacy.discrete import MAX_VARIANCE, discrete_gaussian, discrete_laplace
+from node.privacy.discrete import MAX_SCALE, MAX_VARIANCE, discrete_gaussian, discrete_laplace
 from node.privacy.gaussian import epsilon_of, epsilon_of_zcdp
 from node.privacy.rounding import Bound
 from topology.quorum import hidden
@@ -165,6 +165,12 @@ class WholeLaplace:
     dimension: int
     sensitivity: int
     scale: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.scale <= MAX_SCALE:
+            raise PrivacyError(
+                f"privacy: Laplace noise of a scale of 1 to {MAX_SCALE} grid steps was expected, came {self.scale}"
+            )
 
     @classmethod
     def planned(cls, bound: Bound, dimension: int, epsilon: float) -> WholeLaplace:

@@ -289,4 +289,6 @@ def test_noise_that_cannot_be_drawn_or_hides_nothing_is_refused() -> None:
         GaussianShares.planned(bound, 10, 5.0, 2)
     with pytest.raises(PrivacyError, match="at least 1 guaranteed share"):
         GaussianShares(1, 1, 4, 0)
+    with pytest.raises(PrivacyError, match="Laplace noise of a scale of 1 to"):
+        laplace(1.0, PLAN, 50, 1e-5)
     assert GaussianShares.planned(Bound(2, 1, 0.1), 1, 0.1, 2).share_variance == LEAST_SHARE_VARIANCE
