@@ -350,14 +350,11 @@ def draw(results: Results, file: Path) -> None:
         for axes in grid.ravel():
             axes.axis("off")
         for line, (scenario, rows) in zip(grid, shown, strict=False):
-            line[0].set_title(scenario.name, loc="left", fontsize=8).set_in_layout(False)
+            line[0].text(0, 1.08, scenario.name, transform=line[0].transAxes, fontsize=8).set_in_layout(False)
             for place, row in enumerate(rows.values(), start=1):
                 for number, (true, found) in enumerate(row["pictures"] if row else ()):
                     assert row
                     for at, pixels in ((0, true), (place, found)):
                         image = _image(pixels, row["shape"])
                         line[at * (SHOWN + 1) + number].imshow(image, interpolation="nearest")
-        for place, name in enumerate(("the hospitals' images", "found by DLG", "found by cosine")):
-            below = grid[-1][place * (SHOWN + 1)]
-            name_of = below.text(0, -0.4, name, transform=below.transAxes, fontsize=9, fontweight="bold")
-            name_of.set_in_layout(False)
+        figure.suptitle("left: the hospitals' images; middle: found by DLG; right: found by cosine\n", fontsize=10)
