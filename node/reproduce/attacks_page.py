@@ -40,6 +40,7 @@ NOTES = """\
 
 Attacks get better; nothing here is an upper bound but what differential privacy gives. An attack that searches is as
 good as its time, and these are short ones; an en dash is one that was not made. Attacks of malicious members on the
-protocol itself are in [inner-attacks.md](inner-attacks.md) and [SECURITY.md](../../SECURITY.md). (BloodMNIST: Acevedo et al. 2020, Yang et al.
-2023; CC BY 4.0.)
+protocol itself are in [inner-attacks.md](inner-attacks.md) and [SECURITY.md](../../SECURITY.md).
+
+BloodMNIST: Acevedo et al. 2020, Yang et al. 2023; CC BY 4.0.
 """
