@@ -44,6 +44,7 @@ from node.tasks.loader import BUILTIN, load_task
 from node.telemetry import Stopwatch
 
 WARM = {
+    "image": ("torch", "torch._dynamo", "sklearn.metrics", "node.tasks.networks"),
     "synthetic": (),
     "tabular": ("torch", "pandas", "sklearn.model_selection"),
     "node.tasks.heart_risk:HeartRiskTask": (),
