@@ -48,6 +48,7 @@ WARM = {
     "synthetic": (),
     "tabular": ("torch", "pandas", "sklearn.model_selection"),
     "node.tasks.heart_risk:HeartRiskTask": (),
+    "node.tasks.image_experiment:ImageExperimentTask": ("torch", "torch._dynamo", "node.tasks.networks"),
 }
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
 

@@ -15,9 +15,13 @@ from node.privacy.accountant import MECHANISMS
 from node.reproduce import overhead as over
 from node.reproduce import table3 as three
 from node.reproduce import table5 as five
+from node.reproduce import table7 as seven
+from node.reproduce import table7_page as seven_page
 from node.reproduce import timings as times
 from node.reproduce.framingham import FILES
 from node.reproduce.output import Results
+from node.reproduce.pictures import BLOOD, DERMA, DIGITS, Pictures, read_pictures
+from node.tasks.backbones import Backbone, packaged_weights
 
 T = TypeVar("T", bound=str)
 RESULTS, QUICK = Path("docs/results"), Path("runs/reproduce-quick")
@@ -94,6 +98,50 @@ def table3(
         _known("--recipe", recipe, tuple(three.CASES)),
         _known("--accountant", accountant, MECHANISMS),
     )
+
+
+Blood = Annotated[Path | None, typer.Option("--bloodmnist", help="MedMNIST's bloodmnist.npz.")]
+Derma = Annotated[Path | None, typer.Option("--dermamnist", help="MedMNIST's dermamnist.npz.")]
+Weights = Annotated[Path | None, typer.Option(help="torchvision's resnet18-f37072fd.pth; default: EfficientNet-Lite0.")]
+
+
+@app.command()
+def table7(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    repetitions: Annotated[int | None, typer.Option(min=1, help="Of each cell; default 10, quick 2.")] = None,
+    parties: Annotated[list[int] | None, typer.Option(min=2, max=16, help="Only these; may be repeated.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(seven.SCHEMES)}.")] = None,
+    schedule: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(seven.SCHEDULES)}.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Only these: digits, BloodMNIST, DermaMNIST.")] = None,
+    bloodmnist: Blood = None,
+    dermamnist: Derma = None,
+    weights: Weights = None,
+) -> None:
+    """Accuracy of an image model by encryption and number of parties: a top layer, and a whole ResNet-18."""
+    results = _results("table7", ("data", "schedule", "parties", "scheme"), quick, out)
+    if not redraw:
+        files = {DIGITS: None, BLOOD: bloodmnist, DERMA: dermamnist}
+        named = _known("--data", data, tuple(files))
+        wanted = [name for name in named if data or name == DIGITS or files[name]]
+        seven.run(
+            results,
+            [_pictures(name, files[name], weights) for name in wanted],
+            repetitions or (2 if quick else 10),
+            tuple(parties or ((4,) if quick else seven.PARTIES)),
+            _known("--scheme", scheme, seven.SCHEMES),
+            _known("--schedule", schedule, tuple(seven.SCHEDULES)),
+        )
+    seven_page.publish(results)
+
+
+def _pictures(name: str, file: Path | None, weights: Path | None) -> Pictures:
+    kind = "resnet18" if weights else "efficientnet-lite0"
+    backbone = None
+    if file is not None:
+        backbone = Backbone(kind, weights or packaged_weights(), 224 if weights else 112)
+    return read_pictures(name, file, backbone)
 
 
 @app.command()
