@@ -47,6 +47,10 @@ Quick = Annotated[bool, typer.Option("--quick", help=f"Smaller sizes, in minutes
 Out = Annotated[Path | None, typer.Option(help=f"The folder for the results; default: {RESULTS}.")]
 Redraw = Annotated[bool, typer.Option("--redraw", help="Only make page and picture again, from the JSON file.")]
 
+Blood = Annotated[Path | None, typer.Option("--bloodmnist", help="MedMNIST's bloodmnist.npz.")]
+Derma = Annotated[Path | None, typer.Option("--dermamnist", help="MedMNIST's dermamnist.npz.")]
+Weights = Annotated[Path | None, typer.Option(help="torchvision's resnet18-f37072fd.pth; default: EfficientNet-Lite0.")]
+
 
 def _results(name: str, keys: tuple[str, ...], quick: bool, out: Path | None) -> Results:
     return Results(out or (QUICK if quick else RESULTS), name, keys, quick)
@@ -85,8 +89,11 @@ def table3(
     recipe: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(three.CASES)}.")] = None,
     accountant: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(MECHANISMS)}.")] = None,
     epsilon: Annotated[list[float] | None, typer.Option(help="Only these, inf among them; may be repeated.")] = None,
+    bloodmnist: Blood = None,
+    dermamnist: Derma = None,
+    weights: Weights = None,
 ) -> None:
-    """Accuracy against the privacy budget: heart disease, DP-SGD."""
+    """Accuracy against the privacy budget, DP-SGD: heart disease, and the top layer of an image model."""
     results = _results("table3", ("recipe", "accountant", "epsilon"), quick, out)
     if redraw:
         three.publish(results)
@@ -97,12 +104,8 @@ def table3(
         tuple(epsilon or (three.QUICK_EPSILONS if quick else three.EPSILONS)),
         _known("--recipe", recipe, tuple(three.CASES)),
         _known("--accountant", accountant, MECHANISMS),
+        _asked(None, bloodmnist, dermamnist, weights),
     )
-
-
-Blood = Annotated[Path | None, typer.Option("--bloodmnist", help="MedMNIST's bloodmnist.npz.")]
-Derma = Annotated[Path | None, typer.Option("--dermamnist", help="MedMNIST's dermamnist.npz.")]
-Weights = Annotated[Path | None, typer.Option(help="torchvision's resnet18-f37072fd.pth; default: EfficientNet-Lite0.")]
 
 
 @app.command()
@@ -122,12 +125,9 @@ def table7(
     """Accuracy of an image model by encryption and number of parties: a top layer, and a whole ResNet-18."""
     results = _results("table7", ("data", "schedule", "parties", "scheme"), quick, out)
     if not redraw:
-        files = {DIGITS: None, BLOOD: bloodmnist, DERMA: dermamnist}
-        named = _known("--data", data, tuple(files))
-        wanted = [name for name in named if data or name == DIGITS or files[name]]
         seven.run(
             results,
-            [_pictures(name, files[name], weights) for name in wanted],
+            list(_asked(data, bloodmnist, dermamnist, weights).values()),
             repetitions or (2 if quick else 10),
             tuple(parties or ((4,) if quick else seven.PARTIES)),
             _known("--scheme", scheme, seven.SCHEMES),
@@ -136,12 +136,16 @@ def table7(
     seven_page.publish(results)
 
 
-def _pictures(name: str, file: Path | None, weights: Path | None) -> Pictures:
-    kind = "resnet18" if weights else "efficientnet-lite0"
-    backbone = None
-    if file is not None:
-        backbone = Backbone(kind, weights or packaged_weights(), 224 if weights else 112)
-    return read_pictures(name, file, backbone)
+def _asked(
+    data: list[str] | None, bloodmnist: Path | None, dermamnist: Path | None, weights: Path | None
+) -> dict[str, Pictures]:
+    """The data sets of images that are asked for by name, or else those that are at hand."""
+    files = {DIGITS: None, BLOOD: bloodmnist, DERMA: dermamnist}
+    named = _known("--data", data, tuple(files))
+    wanted = [name for name in named if data or name == DIGITS or files[name]]
+    kind, size = ("resnet18", 224) if weights else ("efficientnet-lite0", 112)
+    backbone = Backbone(kind, weights or packaged_weights(), size) if bloodmnist or dermamnist else None
+    return {name: read_pictures(name, files[name], backbone) for name in wanted}
 
 
 @app.command()
