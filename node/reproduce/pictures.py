@@ -72,7 +72,12 @@ def read_pictures(name: str, file: Path | None, backbone: Backbone | None) -> Pi
 
 def how_to_run(name: str) -> str:
     """One line: what to get, and which option takes it."""
-    info = medmnist_info(name.lower())
+    try:
+        info = medmnist_info(name.lower())
+    except DataError:  # its package, an extra, is not installed
+        return (
+            f'not at hand: install the extra "images", get {name} of https://medmnist.com, then --{name.lower()} FILE'
+        )
     return f"not at hand: get it from {info['url']} ({info['license']}), then --{name.lower()} FILE"
 
 
