@@ -37,6 +37,7 @@ class Schedule:
         parties: with which numbers of them it is run.
         most: repetitions at most.
         whole: the whole network and not its top layer; ours only.
+        images: to train, of all parties together; None: all there are.
     """
 
     rounds: int
@@ -50,12 +51,15 @@ class Schedule:
     schemes: tuple[str, ...] = SCHEMES
     most: int = 100
     whole: bool = False
+    images: int | None = None
 
 
 SCHEDULES = {
     "published": Schedule(5),
     "longer": Schedule(30, parties=(4,), schemes=(PLAIN, OURS), most=3),
-    "whole ResNet-18": Schedule(3, clip=0.25, value_bits=14, parties=(4,), schemes=(OURS,), most=1, whole=True),
+    "whole ResNet-18": Schedule(
+        3, clip=0.25, value_bits=14, parties=(4,), schemes=(OURS,), most=1, whole=True, images=2048
+    ),
 }
 
 STUDY = """\
@@ -119,6 +123,7 @@ def cell(pictures: Pictures, parties: int, scheme: str, schedule: Schedule, repe
         of always naming the largest class; ``seconds_a_round``, the median; ``bytes_up`` of one party's update;
         ``largest``: of a value of the first party's update in the first two rounds.
     """
+    pictures = pictures.some(schedule.images) if schedule.images else pictures
     with tempfile.TemporaryDirectory(prefix="wardtree-table7-") as folder:
         files = write_parties(pictures, parties, Path(folder), schedule.whole)
         if scheme == OURS:

@@ -77,7 +77,7 @@ def write_page(results: Results) -> str:
         )
     ]  # fmt: skip
     for data in NAMES:
-        if row := results.find(data=data):
+        if row := results.find(data=data, schedule="published") or results.find(data=data):
             parts.append(f"## {data}\n\n{_data(row)}")
         for schedule in SCHEDULES:
             if results.find(data=data, schedule=schedule):
@@ -120,8 +120,9 @@ def _figures(results: Results, data: str, schedule: str) -> str:
                 f"{auc:.2f}", f"{row['seconds_a_round']:.2f}", up, clip,
             )
         )  # fmt: skip
-    count, size = rows[0]["repetitions"], rows[0]["parameters"]
-    return f"{size:,} parameters, {count} repetition{'s' if count > 1 else ''}.\n\n" + table(head, body)
+    count, size, images = (rows[0][name] for name in ("repetitions", "parameters", "train_rows"))
+    some = f" on {images:,} of the images" if SCHEDULES[schedule].images else ""
+    return f"{size:,} parameters, {count} repetition{'s' if count > 1 else ''}{some}.\n\n" + table(head, body)
 
 
 def _compared(results: Results) -> Iterator[tuple[Row, int, int]]:
