@@ -221,7 +221,7 @@ is asked *before* each (`node/privacy/`). Repetitions differ by first models, ba
 
 The image model is the top layer of [Table VII](table7.md), in one place: {head_epochs} epochs of Poisson batches of
 {head_batch}, learning rate {head_rate:g}, momentum {head_momentum:g}, each image's gradient clipped to length
-{head_clip:g}. Without noise a gradient of these features is about 35 long.
+{head_clip:g}.
 
 ![Accuracy against epsilon](table3.svg)
 """

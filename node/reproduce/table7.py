@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from node.evaluation import own_figures
 from node.reproduce import heap, ours
 from node.reproduce.approximate import LARGE, SMALL, Setting, make_contexts
 from node.reproduce.output import Results, Row, spread
 from node.reproduce.pictures import Pictures, write_parties
 from node.simulation import in_process
-from node.tasks.base import Setup, TrainingRound
-from node.tasks.image import ImageTask, figures_of
+from node.tasks.base import Evaluation, Setup, TrainingRound
+from node.tasks.image import ImageTask, log_probabilities
 
 PARTIES = (2, 4, 8, 16)
 PLAIN, OURS = "plain", "wardtree"
@@ -211,7 +212,7 @@ def _figures(pictures: Pictures, models: NDArray[np.float32], file: Path, schedu
     found, digests = [], []
     for model in models:
         logits = task.logits(model, test.x)
-        found.append(figures_of(test.y, logits))
+        found.append(own_figures(Evaluation(len(test), test.y, np.exp(log_probabilities(logits)))))
         digests.append(hashlib.sha256(logits.argmax(axis=1).astype("<i8").tobytes()).hexdigest()[:16])
     model, largest = task.initial(), 0.0
     for number in (1, 2):

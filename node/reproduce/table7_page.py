@@ -196,5 +196,6 @@ def draw(results: Results, file: Path) -> None:
             axes.set(title=name, xlabel="parties", xticks=range(len(PARTIES)), ylim=(0, 100))
             axes.set_xticklabels([str(count) for count in PARTIES])
         panels[0].set_ylabel("accuracy on held-out images, %")
-        if names:
-            panels[0].legend(frameon=False, fontsize=8)
+        fullest = max((axes.get_legend_handles_labels() for axes in panels), key=lambda found: len(found[1]))
+        if fullest[1]:
+            figure.legend(*fullest, loc="outside lower center", ncols=3, frameon=False, fontsize=8)

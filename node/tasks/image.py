@@ -15,9 +15,11 @@ from pydantic import Field, ValidationError, model_validator
 from node.data import DataError
 from node.images import Labelled, read_labelled
 from node.settings import Settings, problems
-from node.tasks.base import OptionsError, Setup, Task, TaskError, TrainingRound
+from node.tasks.base import Evaluation, EvaluationSpec, Measure, OptionsError, Setup, Task, TaskError, TrainingRound
 
 EVALUATED_AT_ONCE = 256
+_MOST_LOSS = 20.0
+"""Of one image; what is worse counts so."""
 
 
 class ImageOptions(Settings):
@@ -135,7 +137,8 @@ class ImageTask(Task):
 
         options = self._options
         network = self._network(model)
-        optimizer = torch.optim.SGD(network.parameters(), lr=options.learning_rate, momentum=options.momentum)
+        rate = options.learning_rate * round.rate
+        optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=options.momentum)
         y = torch.from_numpy(self._train.y)
         for _ in range(options.local_epochs):
             for batch in torch.randperm(len(y)).split(options.batch_size):
@@ -145,9 +148,15 @@ class ImageTask(Task):
                 optimizer.step()
         return _flat(network) - model
 
-    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> dict[str, float]:
-        """On the held-out rows: see :func:`figures_of`."""
-        return figures_of(self._test.y, self.logits(model, self._test.x))
+    def evaluation_spec(self) -> EvaluationSpec:
+        return EvaluationSpec(classes=len(self._options.classes), measures=(Measure("log_loss", 0.0, _MOST_LOSS),))
+
+    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> Evaluation:
+        """On the held-out rows: how likely each class is by the model, and the mean of minus the logarithm of how
+        likely the true one was."""
+        y, logs = self._test.y, log_probabilities(self.logits(model, self._test.x))
+        loss = float(np.minimum(-logs[np.arange(len(y)), y], _MOST_LOSS).mean())
+        return Evaluation(len(y), y, np.exp(logs), {"log_loss": loss})
 
     def logits(self, model: NDArray[np.float32], x: NDArray[Any]) -> NDArray[np.float32]:
         """What the model says of rows (N, ...): (N, classes)."""
@@ -170,24 +179,11 @@ class ImageTask(Task):
         return network
 
 
-def figures_of(y: NDArray[np.int64], logits: NDArray[np.floating[Any]]) -> dict[str, float]:
-    """Of held-out rows (N,) and logits (N, classes): n, accuracy, balanced accuracy (mean recall of the classes that
-    are there), AUC (each such class against the rest, their mean; left out for one class) and the share of the
-    largest class, which is the accuracy of always naming it."""
-    from sklearn.metrics import roc_auc_score
-
-    named, there = logits.argmax(axis=1), np.unique(y)
-    figures = {
-        "n": float(len(y)),
-        "accuracy": float(np.mean(named == y)),
-        "balanced_accuracy": float(np.mean([np.mean(named[y == label] == label) for label in there])),
-        "majority_rate": float(np.bincount(y).max() / len(y)),
-    }
-    if len(there) > 1:
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        scores = shifted / shifted.sum(axis=1, keepdims=True)
-        figures["auc"] = float(np.mean([roc_auc_score(y == label, scores[:, label]) for label in there]))
-    return figures
+def log_probabilities(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Of each class, (N, classes), from logits of that shape."""
+    shifted = (logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
+    logs: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return logs
 
 
 def split_rows(y: NDArray[np.int64], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
