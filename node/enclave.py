@@ -47,9 +47,11 @@ from node.tasks.loader import BUILTIN, load_task
 from node.telemetry import Stopwatch
 
 WARM = {
+    "image": ("torch", "torch._dynamo", "sklearn.metrics", "node.tasks.networks"),
     "synthetic": (),
     "tabular": ("torch", "pandas", "sklearn.model_selection"),
     "node.tasks.heart_risk:HeartRiskTask": (),
+    "node.tasks.image_experiment:ImageExperimentTask": ("torch", "torch._dynamo", "node.tasks.networks"),
 }
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from keys.errors import WardtreeError
-from node.cli import bench, ceremony, chaos, doctor, local, model, node, plan, score, study, task
+from node.cli import bench, ceremony, chaos, doctor, features, local, model, node, plan, score, study, task
 from node.process import ENDED_FROM_OUTSIDE
 from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError
 from node.supervisor import EndedFromOutsideError
@@ -29,6 +29,7 @@ app = typer.Typer(
     epilog="Start with [bold]wardtree local[/bold]: four hospitals on this machine, on real data.",
 )
 app.command("doctor")(doctor.doctor)
+app.command("features")(features.features)
 app.command("local")(local.local)
 app.command("node")(node.node)
 app.command("plan")(plan.plan)
