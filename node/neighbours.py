@@ -77,6 +77,7 @@ class Neighbours:
         largest = home.plan.max_segment_bytes + ENVELOPE_BYTES
         self.transport = Transport(identity.curve_secret, peers, home.bind, refused, largest)
         self._second_since: float | None = None
+        self.heard_at: float | None = None
 
     @property
     def traffic(self) -> Traffic:
@@ -172,7 +173,7 @@ class Neighbours:
             if peer in self._all and self._all[peer].link.is_left_by(wire):
                 yield self._lose(peer, left=True)
             return
-        self._second_since = None
+        self._second_since, self.heard_at = None, time.time()
         neighbour = self._all.setdefault(peer, self._new())
         neighbour.silent = 0
         link, known = neighbour.link, neighbour.link.established
