@@ -40,7 +40,7 @@ def _metrics(report: Report) -> Iterator[Metric]:
     info.add_metric([], {"party": report.party, "role": report.role, "manifest_version": str(report.manifest_version)})
     yield info
     for name, text, value in (
-        ("state_round", "The last round that was closed; -1 before the first.", _last(report)),
+        ("closed_round", "The last round that was closed; -1 before the first.", _last(report)),
         ("study_rounds", "Training rounds of the study.", report.rounds),
         ("has_parent", "1 while this node is connected to a parent.", report.parent is not None),
         ("children", "Parties that are connected below.", len(report.children)),
