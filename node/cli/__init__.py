@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from keys.errors import WardtreeError
-from node.cli import bench, ceremony, chaos, doctor, local, node, operate, plan, study
+from node.cli import bench, ceremony, chaos, doctor, local, network, node, operate, plan, study
 from node.process import ENDED_FROM_OUTSIDE
 from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError
 from node.supervisor import EndedFromOutsideError
@@ -32,6 +32,7 @@ app.command("doctor")(doctor.doctor)
 app.command("local")(local.local)
 app.command("node")(node.node)
 app.command("plan")(plan.plan)
+app.command("check-network")(network.check_network)
 app.command("status")(operate.status)
 app.command("watch")(operate.watch)
 app.command("chaos")(chaos.chaos)
