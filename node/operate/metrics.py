@@ -44,7 +44,7 @@ def _metrics(report: Report) -> Iterator[Metric]:
         ("study_rounds", "Training rounds of the study.", report.rounds),
         ("has_parent", "1 while this node is connected to a parent.", report.parent is not None),
         ("children", "Parties that are connected below.", len(report.children)),
-        ("last_contributors", "Parties in the last closed round.", len(report.closed[-1].contributors)
+        ("last_contributors", "Parties in the last closed round.", report.closed[-1].contributors
             if report.closed else None),
         ("last_round_seconds", "From the opening of the last round here until it was applied.",
             report.closed[-1].seconds if report.closed else None),

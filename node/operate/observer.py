@@ -20,12 +20,10 @@ from node.protocol.keyholder import KeyHolder
 from node.protocol.party import Party, State
 from topology import TopologyError, Tree
 
-WRITE_SECONDS = 0.3
+WRITE_SECONDS = 0.4
 """No oftener than this, however fast rounds are."""
 
 LAST_ROUNDS, LAST_LINES, LAST_WARNINGS = 100, 12, 5
-
-_LEDGER_FIELDS = ("what", "round", "contributors", "time")
 
 
 class Observer:
@@ -45,10 +43,11 @@ class Observer:
         self._place = {home.tree.key_holder: None, **home.tree.parent}
         self._started = time.time()
         self._due, self._is_new = 0.0, True
-        self._read = 0
+        self._read, self._manifest = 0, ""
         self._opened = (-1, 0.0)
         self._seconds: dict[int, float] = {}
         self._closed: deque[dict[str, Any]] = deque(maxlen=LAST_ROUNDS)
+        self._contributors: list[str] = []
         self._left_out: deque[int] = deque(maxlen=LAST_ROUNDS)
         self._left_out_count = 0
         self._stages: dict[str, dict[str, Any]] = {}
@@ -135,6 +134,7 @@ class Observer:
             "children": sorted(machine.up - above),
             "round": self._progress(),
             "closed": list(self._closed),
+            "contributors": self._contributors,
             "model": self._model,
             "left_out": list(self._left_out),
             "left_out_count": self._left_out_count,
@@ -146,13 +146,14 @@ class Observer:
             "refused": self._refused,
             "warnings": list(self._warnings),
             "error": self._error,
-            "ledger": [{k: e[k] for k in _LEDGER_FIELDS if k in e} for e in self._entries[-LAST_LINES:]],
+            "ledger": [_line(entry) for entry in self._entries[-LAST_LINES:]],
         }
 
     def _read_ledger(self) -> None:
         """Rounds that were closed since the last look: also those that were closed before this start."""
         for entry in self._entries[self._read :]:
-            if entry["what"] == "started" and entry["manifest"] != self._home.manifest.digest:
+            if entry["what"] == "started" and entry["manifest"] != self._manifest:
+                self._manifest = entry["manifest"]
                 self._closed.clear()  # another study's, or another version's
                 self._left_out.clear()
                 self._left_out_count = 0
@@ -161,13 +162,13 @@ class Observer:
                 self._closed.append(
                     {
                         "round": number,
-                        "contributors": entry["contributors"],
+                        "contributors": len(entry["contributors"]),
                         "left_out": entry["left_out"],
                         "closed_at": entry.get("time"),
                         "seconds": self._seconds.pop(number, None) or None,
                     }
                 )
-                self._model = entry["state"]
+                self._model, self._contributors = entry["state"], entry["contributors"]
                 if entry["left_out"]:
                     self._left_out.append(number)
                     self._left_out_count += 1
@@ -213,7 +214,7 @@ class Observer:
     def _parties(self) -> list[dict[str, Any]]:
         tree = self._tree[1]
         parent: Mapping[str, str] = tree.parent if tree else {}
-        last = self._closed[-1]["contributors"] if self._closed else None
+        last = frozenset(self._contributors) if self._closed else None
         return [
             {
                 "name": name,
@@ -252,3 +253,14 @@ class Observer:
             "opened": opened,
             "applied": opened if machine.state is State.APPLYING else 0,
         }
+
+
+def _line(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of the ledger without signatures, frames and sizes."""
+    listed = entry.get("contributors")
+    return {
+        "what": entry["what"],
+        "round": entry.get("round"),
+        "contributors": len(listed) if listed else None,
+        "time": entry.get("time"),
+    }

@@ -87,7 +87,7 @@ def _facts(report: Report) -> Table:
         "round": f"{last.round if last else '–'} of {report.rounds} closed; {report.state}",
         "parent": report.parent or ("none: this is the key holder" if report.role == "key holder" else "none"),
         "children": ", ".join(report.children) or "none",
-        "contributed last": f"{len(last.contributors)}: {', '.join(last.contributors)}" if last else "–",
+        "contributed last": f"{last.contributors}: {', '.join(report.contributors)}" if last else "–",
         "left out": left_out,
         "epsilon": "no privacy mode" if report.epsilon is None else f"{report.epsilon:.3g} of {report.budget}",
         "sandbox": report.posture,
@@ -136,7 +136,7 @@ def _rounds(report: Report) -> Table:
     table = Table("closed round", "contributors", "seconds", "own update", box=box.SIMPLE_HEAD)
     for each in report.closed[-ROUNDS_SHOWN:]:
         seconds = "–" if each.seconds is None else f"{each.seconds:.2f}"
-        table.add_row(str(each.round), str(len(each.contributors)), seconds, "left out" if each.left_out else "in it")
+        table.add_row(str(each.round), str(each.contributors), seconds, "left out" if each.left_out else "in it")
     return table
 
 

@@ -55,7 +55,7 @@ class Closed(_Part):
     """A round that is over."""
 
     round: int
-    contributors: tuple[str, ...]
+    contributors: int = Field(description="How many.")
     left_out: bool = Field(description="Whether this node's update is not in it.")
     closed_at: float | None = Field(description="When this node applied it, in seconds since 1970.")
     seconds: float | None = Field(description="From its opening here; null for one that was caught up later.")
@@ -91,9 +91,9 @@ class LedgerLine(_Part):
     """What an entry of this node's ledger says, without signatures and frames."""
 
     what: str
-    round: int | None = None
-    contributors: tuple[str, ...] = ()
-    time: int | None = None
+    round: int | None
+    contributors: int | None = Field(description="How many it lists.")
+    time: int | None
 
 
 class Status(_Part):
@@ -116,6 +116,7 @@ class Status(_Part):
     children: tuple[str, ...] = Field(description="Who is connected to it below.")
     round: Progress | None
     closed: tuple[Closed, ...] = Field(description="The last rounds that are over, oldest first.")
+    contributors: tuple[str, ...] = Field(description="Of the last closed round.")
     model: str | None = Field(description="SHA-256 of the published state, which is the same at every party.")
     left_out: tuple[int, ...] = Field(description="The last closed rounds without this node's update.")
     left_out_count: int

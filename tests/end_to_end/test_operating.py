@@ -232,9 +232,10 @@ SHOWN = {
     "format", "party", "role", "study", "rounds", "federation", "manifest_version", "manifest_digest",
     "parties[].name", "parties[].place", "epsilon", "budget",
     # published each round: openings, closes, the state's digest
-    "round.round", "round.purpose", "round.members[]", "round.segments", "closed[].round", "closed[].contributors[]",
+    "round.round", "round.purpose", "round.members[]", "round.segments", "closed[].round",
+    "closed[].contributors", "contributors[]",
     "closed[].left_out", "left_out[]", "left_out_count", "model", "parties[].contributed",
-    "ledger[].what", "ledger[].round", "ledger[].contributors[]",
+    "ledger[].what", "ledger[].round", "ledger[].contributors",
     # who is there: told to everyone by openings, to the key holder by joins and goodbyes, to neighbours by their links
     "parties[].parent", "parties[].standing", "parties[].since", "parent", "children[]",
     # this node's own doings: its state, counts and clocks
