@@ -20,7 +20,7 @@ from node.protocol.keyholder import KeyHolder
 from node.protocol.party import Party, State
 from topology import TopologyError, Tree
 
-WRITE_SECONDS = 0.4
+WRITE_SECONDS = 0.5
 """No oftener than this, however fast rounds are."""
 
 LAST_ROUNDS, LAST_LINES, LAST_WARNINGS = 100, 12, 5
