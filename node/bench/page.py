@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from node.pages import picture
+
 OURS, SEVEN_BIT = "wardtree, 14-bit values", "wardtree, 7-bit values"
 FLARE, FLOWER = "NVIDIA FLARE 2.9 HE, 1 layer", "Flower 1.41 SecAgg+, 3 shares"
 MILLION, RESNET18 = 1_000_000, 11_511_784
@@ -194,17 +196,13 @@ def _ratio(what: str, ratios: Sequence[float]) -> str:
 
 def draw(report: Report, file: Path) -> None:
     """The picture, SVG: seconds by step and megabytes, one million parameters or the largest size there is."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     results = [result for result in report["results"] if "failed" not in result]
     sizes = {result["params"] for result in results}
     params = MILLION if MILLION in sizes else max(sizes)
     parties = min(result["parties"] for result in results if result["params"] == params)
     shown = [r for r in results if (r["params"], r["parties"]) == (params, parties)][::-1]
     names = [result["program"] for result in shown]
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "peers", "font.size": 10}):
-        figure = Figure((10, 0.45 * len(shown) + 1.6), layout="constrained")
+    with picture(file, (10, 0.45 * len(shown) + 1.6), salt="peers") as figure:
         times, uploads = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
         left = [0.0] * len(shown)
         for step, label, colour in STEPS:
@@ -221,8 +219,5 @@ def draw(report: Report, file: Path) -> None:
             uploads.text(size, row, f" {size:.1f}", va="center")
         uploads.set_xlim(0, 1.25 * max(megabytes))
         uploads.set_xlabel("upload of one party, MB")
-        for axes in (times, uploads):
-            axes.spines[["top", "right"]].set_visible(False)
         figure.suptitle(f"{params:,} parameters, {parties} parties")
         figure.legend(*times.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-        figure.savefig(file, metadata={"Date": None, "Creator": None}, facecolor="white")

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -26,6 +24,7 @@ from node.bench.links import Shape, endpoints, has_delay, shaped, why_not
 from node.bench.tree_page import draw, write_page
 from node.federation import plan_for
 from node.local import run_federation
+from node.pages import machine
 from node.report import APEX, INNER_NODE, KEY_HOLDER, LEAF
 from node.simulation import hold_ceremony, tree_of
 
@@ -194,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     parts = () if options.redraw else options.parts or ("loopback", "links", "memory")
     if parts:
-        report["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+        report["machine"] = machine()
         report["sleep_s"] = SLEEP_SECONDS
     for part in parts:
         measurements = list(_planned(part, options))

@@ -8,6 +8,7 @@ from typing import Any
 
 from keys.planner import choose
 from node.bench.tree_law import PAPER, PIPELINE, Fit, Law, fit, levels_of
+from node.pages import picture, table
 
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -91,7 +92,7 @@ def write_page(report: Report) -> str:
     busy = sorted(row["busy_before"] for row in rows) or [0.0]
     parts = [INTRODUCTION.format(machine=report.get("machine", ""), busy=f"{busy[0]:.0%} to {busy[-1]:.0%}")]
     if checks := _checks(report):
-        parts.append("## What was promised\n\n" + _table(("", "measured", "at most", ""), checks))
+        parts.append("## What was promised\n\n" + table(("", "measured", "at most", ""), checks))
     if loopback := report.get("loopback"):
         how = sorted({row["peak_how"] for row in loopback})
         parts.append(LOOPBACK.format(how=" or ".join(_HOW[each] for each in how)) + _loopback(loopback))
@@ -113,11 +114,6 @@ _HOW = {
     "pss": "pages of all processes, common ones counted once (PSS)",
     "available": "by how much the memory that the machine had left fell",
 }
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines) + "\n"
 
 
 def _find(rows: Sequence[Row], **wanted: object) -> Row | None:
@@ -188,7 +184,7 @@ _LINKS: tuple[Column, ...] = (
 
 
 def _columns(columns: Sequence[Column], rows: Sequence[Row]) -> str:
-    return _table([head for head, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
+    return table([head for head, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
 
 
 def _loopback(rows: Sequence[Row]) -> str:
@@ -225,7 +221,7 @@ def _memory(rows: Sequence[Row]) -> str:
             f"{_net(row, room) / 1e6:.0f}" if room in row["peaks"] and room.startswith("relay") else "" for row in rows
         ]
         body.append((room, *peaks, *nets))
-    return _table(head, body)
+    return table(head, body)
 
 
 # ---- the laws ---------------------------------------------------------------------------------------------
@@ -259,7 +255,7 @@ def _laws(rows: Sequence[Row]) -> str:
         )
         kind = "whole updates" if whole else "segments"
         body.append((f"{megabits:g}", kind, found.law.name, constants, f"{found.error:.1%}", f"{found.samples} runs"))
-    return _table(head, body) if body else ""
+    return table(head, body) if body else ""
 
 
 def _predictions(rows: Sequence[Row]) -> str:
@@ -281,7 +277,7 @@ def _predictions(rows: Sequence[Row]) -> str:
                         f"{whole.predict(*size):.0f}" if whole else "–",
                     )
                 )
-    return _table(head, body)
+    return table(head, body)
 
 
 # ---- the picture ------------------------------------------------------------------------------------------
@@ -291,21 +287,15 @@ OURS, WHOLE, GREY = "#2f6db3", "#e0973a", "#8a8a8a"
 
 def draw(report: Report, file: Path) -> None:
     """The picture, SVG, of what was measured: four panels."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tree", "font.size": 10}):
-        figure = Figure((10, 7.5), layout="constrained")
+    with picture(file, (10, 7.5)) as figure:
         (first, second), (third, fourth) = figure.subplots(2, 2)
         _draw_loopback(first, report.get("loopback", ()))
         _draw_depth(second, report.get("links", ()))
         _draw_memory(third, report.get("memory", ()))
         _draw_laws(fourth, report.get("links", ()))
         for axes in (first, second, third, fourth):
-            axes.spines[["top", "right"]].set_visible(False)
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(frameon=False, fontsize=9)
-        figure.savefig(file, metadata={"Date": None, "Creator": None}, facecolor="white")
 
 
 def _draw_loopback(axes: Any, rows: Sequence[Row]) -> None:

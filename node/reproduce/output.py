@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from node.pages import machine
 
 Row = dict[str, Any]
 
@@ -93,17 +93,6 @@ def _is_cell(value: object) -> bool:
     return isinstance(value, str | int | float | bool) or value is None
 
 
-def machine() -> str:
-    """The machine in words."""
-    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown."""
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines) + "\n"
-
-
 ENOUGH = 100
 """Repetitions from which on a mean is judged."""
 
@@ -141,25 +130,8 @@ def progress(what: str, total: int) -> Iterator[Callable[[str, float], None]]:
         yield show
 
 
-@contextmanager
-def picture(file: Path, size: tuple[float, float]) -> Iterator[Any]:
-    """A matplotlib figure that is saved as SVG, the same bytes for the same figures."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": file.stem, "font.size": 10}):
-        figure = Figure(size, layout="constrained")
-        yield figure
-        for axes in figure.axes:
-            axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(file, metadata={"Date": None, "Creator": None}, facecolor="white")
-
-
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard deviation."""
     import numpy as np
 
     return float(np.mean(values)), float(np.std(values))
-
-
-Figures = Mapping[str, Any]

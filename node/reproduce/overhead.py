@@ -15,10 +15,11 @@ import zmq
 
 from node.bench.institutions import federation_of
 from node.channel import Channel
+from node.pages import picture, table
 from node.process import end_all, spawn
 from node.reproduce import heap, ours, timings
 from node.reproduce.approximate import make_contexts
-from node.reproduce.output import Results, Row, picture, table
+from node.reproduce.output import Results, Row
 from node.simulation import in_process
 from node.tasks.base import Setup, Task
 from node.tasks.synthetic import SyntheticTask

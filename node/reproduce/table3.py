@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from node.pages import picture, table
 from node.privacy.accountant import (
     MECHANISMS,
     ORDERS,
@@ -23,7 +24,7 @@ from node.privacy.accountant import (
 )  # fmt: skip
 from node.privacy.dpsgd import Recipe, train
 from node.reproduce.framingham import FILES, read_patients
-from node.reproduce.output import Results, Row, picture, spread, table, verdict
+from node.reproduce.output import Results, Row, spread, verdict
 
 EPSILONS = (math.inf, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 QUICK_EPSILONS = (math.inf, 0.1, 1.0)

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from node.pages import picture, table
 from node.reproduce import heap, ours
 from node.reproduce.approximate import LARGE, SMALL, Setting, make_contexts
 from node.reproduce.framingham import FILES, read_patients, write_parties
-from node.reproduce.output import Results, Row, picture, spread, table, verdict
+from node.reproduce.output import Results, Row, spread, verdict
 from node.simulation import in_process
 from node.tasks.base import Setup, Task
 from node.tasks.heart_risk import HeartRiskTask

@@ -14,8 +14,9 @@ import numpy as np
 
 from keys.errors import WardtreeError
 from node.bench.common import Clock, digest, make_update
+from node.pages import picture, table
 from node.reproduce.approximate import LARGE, SMALL, Setting, make_contexts, make_scheme
-from node.reproduce.output import Results, Row, picture, table, verdict
+from node.reproduce.output import Results, Row, verdict
 from node.simulation import in_process
 
 ROOT = Path(__file__).parents[2]
