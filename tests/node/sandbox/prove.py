@@ -217,7 +217,7 @@ def prove(user: int | None) -> list[Result]:
 
 def table(results: list[Result]) -> str:
     """Markdown: a line an attempt, a column a place."""
-    lines = [f"| | attempt | {' | '.join((OUTSIDE, *ROOMS))} |", "|---|---|---|---|---|---|"]
+    lines = [f"| | attempt | {' | '.join((OUTSIDE, *ROOMS))} |", "|" + "---|" * (3 + len(ROOMS))]
     group = ""
     for each in ATTEMPTS:
         row = {result.where: result for result in results if result.attempt is each}
