@@ -26,7 +26,7 @@ pytestmark = pytest.mark.confined
 
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURE = os.environ.get("WARDTREE_PICTURE")
-"""A folder for the pictures of the live page; none: they are made and thrown away."""
+"""A folder for the picture of the live page (`scripts/live_page`); none: it is made and thrown away."""
 
 DEAD_SECONDS = 5.0
 PLANTED = 0.0314159
@@ -124,9 +124,10 @@ def test_the_page_in_a_browser_shows_a_killed_node_as_dead_within_five_seconds(
         page.wait_for("document.querySelectorAll('#flow progress').length == 5")
         assert page.ask("document.getElementById('facts').innerText") != before
         assert page.ask("document.querySelectorAll('#stages tr, #rounds tr, #ledger tr').length") > 10
+        page.wait_for("document.querySelector('#flow progress[value]')?.value > 0")
         page.picture(pictures / "live-page.png", 1180, 900)
-        page.picture(pictures / "live-page-dark.png", 1180, 900, dark=True)
-        page.picture(pictures / "live-page-narrow.png", 420, 1800)
+        page.picture(tmp_path / "dark.png", 1180, 900, dark=True)
+        page.picture(tmp_path / "narrow.png", 420, 1800)
         assert page.ask("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off on a telephone"
         assert page.complaints() == []
         asked = {address.removeprefix(pages[nodes.key_holder].address) for address in page.requested()}
@@ -262,5 +263,5 @@ def test_a_complete_study_says_so(tmp_path: Path) -> None:
             assert (report.state, report.running, report.error) == ("ended", "no", None)
             assert report.closed[-1].round == 1
             assert {party.standing for party in report.parties} == {"here"}, "leaving at the end is not being gone"
-            assert "complete" in wardtree("watch", "--home", home).stdout
+        assert "complete" in wardtree("watch", "--home", home).stdout
         wait_until(lambda: not nodes.launcher.running)
