@@ -71,6 +71,7 @@ class Observer:
                 stage["last"] = fields["seconds"]
             case "round" if fields["what"] == "opened":
                 self._opened = fields["round"], time.time()
+                self._look_around(self._opened[1])  # the next writing may come when everybody leaves already
             case "applied":
                 self._seconds[fields["round"]] = fields["seconds"]
                 self._model = fields["state"]
