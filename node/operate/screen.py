@@ -121,7 +121,8 @@ def _tree(report: Report) -> Tree:
 
     def grow(party: PartyState, onto: Tree | None) -> Tree:
         mark, style = _STANDING[party.standing]
-        label = Text.assemble((f"{mark} {printable(party.name)}", style), " (this node)" if party.name == report.party else "")
+        own = " (this node)" if party.name == report.party else ""
+        label = Text.assemble((f"{mark} {printable(party.name)}", style), own)
         if party.standing == "gone":
             label.append(f" gone since {time.strftime('%H:%M:%S', time.localtime(party.since))}")
         made = onto.add(label) if onto else Tree(label)
