@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from node.evaluation import own_figures
 from node.study import Study
 from node.tasks.base import Setup, Task, TrainingRound
 from node.tasks.loader import load_task, load_task_class
@@ -22,7 +23,7 @@ _RoundOf = Callable[[int], TrainingRound]
 
 
 class Comparable(Task, Protocol):
-    """A task that can stand for several hospitals; ``evaluate`` gives "n", "prevalence", "accuracy", "auc" ..."""
+    """A task that can stand for several hospitals."""
 
     @classmethod
     def pool(cls, tasks: Sequence[Self]) -> Self:
@@ -98,7 +99,7 @@ class _Course:
 
     def figures(self, task: Comparable, number: int = -1) -> Figures:
         number = number % len(self._models)
-        return task.evaluate(self._models[number], self._round_of(number))
+        return own_figures(task.evaluate(self._models[number], self._round_of(number)))
 
     def curve(self, task: Comparable) -> list[float | None]:
         return [self.figures(task, number).get("auc") for number in range(len(self._models))]

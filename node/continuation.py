@@ -65,9 +65,10 @@ def base_model(home: Home) -> Model | None:
             "join again, with --model"
         )
     model = load_model(path)
-    if model.round >= home.study.rounds:
+    last = home.study.schedule.last
+    if model.round >= last:
         raise HomeError(
             f"{path}: has {model.round} rounds already, and the study of version {home.manifest.version} ends after "
-            f"{home.study.rounds}"
+            f"{last}"
         )
     return model

@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from node.protocol.messages import EVALUATE, STATISTICS
+from node.protocol.schedule import Schedule
 from node.record import Record
 from node.report import APEX, INNER_NODE, KEY_HOLDER, LEAF, LISTED_NODES, human_bytes
 
@@ -31,20 +33,23 @@ _NOW = {
 }
 """A node tells of a stage when it ends; this is what it does then."""
 
+TOLD = ("accuracy", "auc", "log_loss")
+"""The figures of an evaluation that its line ends with, where it has them."""
+
 
 class LiveView:
     """Shows a run on stderr, so that stdout is for results.
 
-    with LiveView(rounds=10) as view:
+    with LiveView(study.schedule) as view:
         run_federation(federation, view.update)
 
     Args:
-        rounds: training rounds asked for.
+        schedule: of the study: which rounds there are.
         console: where to; stderr if None.
     """
 
-    def __init__(self, rounds: int, console: Console | None = None) -> None:
-        self._rounds = rounds
+    def __init__(self, schedule: Schedule, console: Console | None = None) -> None:
+        self._schedule = schedule
         self._console = console or Console(stderr=True)
         self._live: Live | None = None
         self._drawn = 0.0
@@ -96,22 +101,27 @@ class LiveView:
             if number in self._told_rounds or not applied or (applied < alive and not ended):
                 continue
             self._told_rounds.add(number)
-            what = "statistics" if number == 0 else f"round {number} of {self._rounds}"
+            figures = record.evaluations.get(number, {})
+            told = "".join(f", {name} {value:.3f}" for name, value in figures.items() if name in TOLD)
             self._console.print(
-                f"{what} closed: {len(round_.contributors)} of {len(record.parties)} contributed, "
-                f"{max(round_.seconds.values()):.2f} s",
+                f"{self._what(number)} closed: {len(round_.contributors)} of {len(record.parties)} contributed, "
+                f"{max(round_.seconds.values()):.2f} s{told}",
                 highlight=False,
                 soft_wrap=True,
             )
+
+    def _what(self, number: int) -> str:
+        trained = f"round {self._schedule.trained(number)} of {self._schedule.training}"
+        purpose = self._schedule.purpose(number)
+        return {STATISTICS: "statistics", EVALUATE: f"evaluation after {trained}"}.get(purpose, trained)
 
     # ---- the table --------------------------------------------------------------------------------------
 
     def _render(self, record: Record) -> RenderableType:
         closed = sum(1 for number, round_ in record.rounds.items() if number > 0 and round_.states)
+        last = self._schedule.last
         progress = Table.grid(padding=(0, 1))
-        progress.add_row(
-            Text("rounds"), ProgressBar(total=self._rounds, completed=closed, width=40), f"{closed}/{self._rounds}"
-        )
+        progress.add_row(Text("rounds"), ProgressBar(total=last, completed=closed, width=40), f"{closed}/{last}")
         nodes = _node_table(record) if len(record.parties) <= LISTED_NODES else _state_table(record)
         return Group(nodes, progress)
 

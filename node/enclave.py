@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ from keys.ckks import prepare as prepare_plan
 from keys.errors import WardtreeError
 from keys.plan import Plan
 from node import update
+from node.carry import seal, unseal
 from node.channel import Channel, ChannelClosedError
+from node.evaluation import fields_of
 from node.process import adopt_orphans, describe, name_process, see_end, spawn
-from node.protocol.messages import STATISTICS
+from node.protocol.messages import EVALUATE, IDLE, STATISTICS, TRAIN
 from node.protocol.posture import Posture
 from node.rooms import ANSWER, ENDED, STARTED
 from node.sandbox import policy
@@ -38,8 +40,9 @@ from node.sandbox.enter import entered, narrow, silence
 from node.sandbox.explain import Witness
 from node.sealers import Sealers
 from node.shared import read_only
+from node.study import Study
 from node.sumcheck import fingerprints
-from node.tasks.base import Setup, Task
+from node.tasks.base import Setup, Task, TrainingRound
 from node.tasks.loader import BUILTIN, load_task
 from node.telemetry import Stopwatch
 
@@ -66,17 +69,22 @@ class EnclaveSettings:
     """What every enclave of a node needs to know; public, but for where the data lies."""
 
     party: str
-    task: str
-    options: Mapping[str, Any]
+    study: Study
     data: Mapping[str, Any]
-    seed: int
     home: Path
-    rounds: int
-    clip: float
-    share: float
+    weights: Mapping[str, int]
     plan: Plan
     is_key_holder: bool
     posture: Posture
+
+    @property
+    def task(self) -> str:
+        return self.study.task.class_name
+
+    @property
+    def share(self) -> float:
+        """This party's public weight over the largest one."""
+        return self.weights[self.party] / max(self.weights.values())
 
 
 def reseed() -> None:
@@ -106,6 +114,7 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
     warm_up(settings.task)
     prepare_plan(settings.plan)
     policy.before_forks()
+    carry_key = os.urandom(32)
     while True:
         try:
             request, (*ends,), _, _ = socket.recv_fds(control, 16, 3)
@@ -121,7 +130,7 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
             socket.send_fds(keyroom, [b"job"], [from_enclave])
             os.close(from_enclave)
             to_keyroom = Channel(None, write)
-        child = spawn(signal.SIGKILL, _enter, control, keyroom, relay, to_keyroom, model, settings)
+        child = spawn(signal.SIGKILL, _enter, control, keyroom, relay, to_keyroom, model, settings, carry_key)
         handle = os.pidfd_open(child)
         socket.send_fds(control, [ANSWER.pack(STARTED, 0)], [handle])
         os.close(handle)
@@ -142,11 +151,12 @@ def _enter(
     keyroom: Channel | None,
     model: int | None,
     settings: EnclaveSettings,
+    carry_key: bytes,
 ) -> None:
     control.close()
     if keyroom_socket:
         keyroom_socket.close()
-    run_enclave(relay, keyroom, model, settings)
+    run_enclave(relay, keyroom, model, settings, carry_key)
 
 
 def is_heavy(task: str) -> bool:
@@ -166,7 +176,9 @@ def warm_up(task: str) -> None:
 # ---- the enclave ----------------------------------------------------------------------------------------
 
 
-def run_enclave(relay: Channel, keyroom: Channel | None, model: int | None, settings: EnclaveSettings) -> None:
+def run_enclave(
+    relay: Channel, keyroom: Channel | None, model: int | None, settings: EnclaveSettings, carry_key: bytes
+) -> None:
     """One job, from its first message to the end of this process. ``model`` is :mod:`node.shared`'s descriptor."""
     name_process(f"enclave {settings.party}")
     reseed()
@@ -174,20 +186,23 @@ def run_enclave(relay: Channel, keyroom: Channel | None, model: int | None, sett
     sealers: Sealers | None = None
     try:
         job = relay.receive()
+        if job.get("purpose") == IDLE:
+            return
+        pieces = [relay.receive()["piece"] for _ in range(job["carried"])]
         if model is not None:
             job["model"] = read_only(model)
         sealers = start_sealers(job, settings)  # before the task's libraries start threads here
         narrow(policy.enclave(), settings.posture)  # from here on no other process, and nothing is printed
         silence()
         witness.watch()
+        study = settings.study
         task = load_task(
-            settings.task,
-            Setup(settings.party, settings.options, settings.data, settings.seed, settings.home),
+            settings.task, Setup(settings.party, study.task.options, settings.data, study.seed, settings.home)
         )
         if job["kind"] == "prepare":
             prepare(relay, task)
         else:
-            contribute(relay, keyroom, task, job, settings, sealers)
+            contribute(relay, keyroom, task, job, unseal(carry_key, pieces), settings, sealers, carry_key)
     except ChannelClosedError:
         return  # the relay gave this round up
     except update.UpdateError as error:
@@ -221,7 +236,12 @@ def prepare(relay: Channel, task: Task) -> None:
     for start in range(0, initial.size, INITIAL_PIECE):
         piece = initial[start : start + INITIAL_PIECE].tobytes()
         relay.send("initial", parameters=initial.size, start=start, values=piece)
-    relay.send("prepared", statistics=[spec.length, spec.bound] if spec else None, examples=task.examples)
+    relay.send(
+        "prepared",
+        statistics=[spec.length, spec.bound] if spec else None,
+        evaluation=fields_of(task.evaluation_spec()),
+        examples=task.examples,
+    )
 
 
 def contribute(
@@ -229,18 +249,24 @@ def contribute(
     keyroom: Channel | None,
     task: Task,
     job: dict[str, Any],
+    carried: bytes | None,
     settings: EnclaveSettings,
     sealers: Sealers | None,
+    carry_key: bytes,
 ) -> None:
-    """Train, quantise, and hand over: encrypted segments to the relay, or, at the key holder, integers to
+    """Train or count, quantise, and hand over: encrypted segments to the relay, or, at the key holder, integers to
     the key room."""
     watch = Stopwatch()
-    values = update.train(task, job["purpose"], model_from(job), settings.rounds)
+    model, study = model_from(job), settings.study
+    trained = study.schedule.trained(job["round"])
+    rate = study.optimisation.rates.rate(trained, study.rounds)
+    round_ = TrainingRound(trained, study.rounds, model.statistics, model.parties, rate, carried)
+    recipe = recipe_for(task, job["purpose"], settings)
+    integers = update.contribution(task, job["purpose"], model, round_, recipe, settings.share)
     seconds = watch.seconds
-    spec = task.statistics_spec()
-    is_statistics = job["purpose"] == STATISTICS and spec is not None
-    grid = update.Grid(spec.bound if is_statistics and spec else settings.clip, settings.plan)
-    integers = update.quantise(values, grid, 1.0 if is_statistics else settings.share)
+    if job["purpose"] == TRAIN and (left := task.carry()):
+        for piece in seal(carry_key, left):
+            relay.send("carried", piece=piece)
     segments = settings.plan.segments(integers.size)
     check = None if job["check_seed"] is None else fingerprints(job["check_seed"], integers, segments)
     relay.send("trained", seconds=seconds, fingerprints=check)
@@ -258,12 +284,22 @@ def contribute(
         for number, ciphertexts in enumerate(sealed):
             relay.send("segment", segment=number, ciphertexts=ciphertexts, seconds=watch.seconds)
             watch = Stopwatch()
-    update.wipe(values, integers)
+    update.wipe(integers)
+
+
+def recipe_for(task: Task, purpose: str, settings: EnclaveSettings) -> update.Recipe:
+    """The study's recipe, with what the task says of the sums of this round."""
+    recipe = update.Recipe(settings.plan, settings.study.aggregation.clip, settings.weights)
+    if purpose == STATISTICS:
+        return replace(recipe, statistics=task.statistics_spec())
+    if purpose == EVALUATE:
+        return replace(recipe, evaluation=settings.study.evaluation.layout(task.evaluation_spec(), settings.plan))
+    return recipe
 
 
 def start_sealers(job: dict[str, Any], settings: EnclaveSettings) -> Sealers | None:
     """Processes that make zeros while this one trains: where the update is large, and there are cores for it."""
-    if job["kind"] != "round" or job["purpose"] == STATISTICS or settings.is_key_holder:
+    if job["kind"] != "round" or job["purpose"] != TRAIN or settings.is_key_holder:
         return None
     length = job["model"].size
     threads = os.environ.get("OMP_NUM_THREADS", "")

@@ -9,17 +9,19 @@ from node.home import Home
 from node.ledger import Ledger
 from node.protocol import events as ev
 from node.protocol.codec import Codec, RemoteProtocolError
-from node.protocol.messages import Close
+from node.protocol.messages import EVALUATE, Close
 
 
 @dataclass(frozen=True)
 class History:
     """The closed rounds that lead from the first state to the last that is known; the last round that we trained in
-    or opened, and the last that left us as the apex (-1: none)."""
+    or opened, or left out as the key holder, and the last that left us as the apex (-1: none).
+    ``evaluated``: the sets of the evaluations that were opened here."""
 
     chain: tuple[ev.Published, ...]
     last_round: int
     last_forwarded: int
+    evaluated: tuple[frozenset[str], ...] = ()
 
 
 def history_of(ledger: Ledger, home: Home, codec: Codec, first: bytes) -> History:
@@ -32,12 +34,15 @@ def history_of(ledger: Ledger, home: Home, codec: Codec, first: bytes) -> Histor
         if published and published.close.base in states:
             index = states.index(published.close.base)
             chain, states = [*chain[:index], published], [*states[: index + 1], published.close.state]
-    rounds = {what: [-1] for what in ("training", "opening", "forwarded", "closed")}
+    rounds = {what: [-1] for what in ("training", "opening", "skipped", "forwarded", "closed")}
     for entry in entries:
         if entry["what"] in rounds:
             rounds[entry["what"]].append(entry["round"])
-    took_part = max(rounds["training"] + rounds["opening"])
-    return History(tuple(chain), took_part, max(rounds["forwarded"]))
+    took_part = max(rounds["training"] + rounds["opening"] + rounds["skipped"])
+    purpose = home.study.schedule.purpose
+    opened = [entry for entry in entries if entry["what"] == "opening" and purpose(entry["round"]) == EVALUATE]
+    evaluated = tuple(frozenset(entry["contributors"]) for entry in opened)
+    return History(tuple(chain), took_part, max(rounds["forwarded"]), evaluated)
 
 
 def _under(manifest: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

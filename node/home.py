@@ -29,6 +29,8 @@ from topology import Member, Placement, Roster, Tree
 SETTINGS = "node.toml"
 MODEL = "model.npz"
 """The model as it was published last: in the home a link to where the relay writes it."""
+BEST = "best.npz"
+"""The evaluated model whose published figure was the best, in the relay's folder."""
 RELAY = "relay"
 """The folder that the relay may write."""
 BASE = "base.npz"
@@ -151,13 +153,15 @@ class Home:
     @property
     def rules(self) -> Rules:
         return Rules(
-            rounds=self.study.rounds,
+            schedule=self.study.schedule,
             min_hidden=self.manifest.quorum,
             values_per_segment=self.plan.values_per_segment,
             window=WINDOW,
             gather_seconds=self.study.deadlines.round_seconds,
             join_seconds=self.study.deadlines.join_seconds,
             minimum=self.minimum,
+            sample=self.study.aggregation.sample,
+            near_sets=self.study.evaluation.allow_near_sets,
         )
 
 
@@ -209,7 +213,7 @@ def load_home(path: Path, now: datetime) -> Home:
         placement=Placement(roster_of(manifest), bytes.fromhex(manifest.tree_seed), study.aggregation.tree),
         data=data,
         bind=settings.get("network", {}).get("bind") or _default_bind(card),
-        readable=tuple(_readable([data, sandbox.get("read", [])], path)),
+        readable=readable_files([data, sandbox.get("read", [])], path),
         policy=sandbox.get("policy", "required"),
         status_port=settings.get("operation", {}).get("status_port"),
     )
@@ -269,6 +273,11 @@ def read_settings(path: Path) -> dict[str, Any]:
             expected = f'policy = {" or ".join(f"{name!r}" for name in POLICIES)}, or read = ["path", ...]'
             raise HomeError(f"{path}: sandbox: expected {expected}, came {key} = {value!r}")
     return settings
+
+
+def readable_files(value: Any, home: Path) -> tuple[Path, ...]:
+    """As :func:`_readable`, all of them."""
+    return tuple(_readable(value, home))
 
 
 def _readable(value: Any, home: Path) -> Iterator[Path]:

@@ -31,12 +31,13 @@ from node.channel import Channel, ChannelClosedError
 from node.home import Home
 from node.ledger import Ledger
 from node.process import name_process, reap, see_end, spawn
+from node.protocol.messages import EVALUATE
 from node.sandbox import policy
 from node.sandbox.enter import enter, narrow
 from node.sandbox.machine import detect
 from node.telemetry import Stopwatch
 from node.update import open_total
-from topology import quorum_met
+from topology import quorum_met, tells_apart
 
 OWN_SECONDS = 60.0
 
@@ -174,8 +175,10 @@ class Openings:
     """What this key has opened: one round's process keeps it, in a ledger that outlives it."""
 
     def __init__(self, home: Home) -> None:
-        self._home, self._ledger = home, Ledger(home.openings)
-        places = [(entry["round"], entry["segment"]) for entry in self._ledger.entries if entry["what"] == "opening"]
+        self._home, self._ledger, self._rules = home, Ledger(home.openings), home.rules
+        opened = [entry for entry in self._ledger.entries if entry["what"] == "opening"]
+        places = [(entry["round"], entry["segment"]) for entry in opened]
+        self._evaluated = [(entry["round"], entry["listed"]) for entry in opened if self._is_evaluation(entry["round"])]
         self._count = len(places)
         # A process before us may have gone further in its last round than the disk knows: that round is used up.
         self._last = (max(places)[0], math.inf) if places else (-1, 0)
@@ -185,7 +188,15 @@ class Openings:
         """Whether this key may open this segment of this round over this set."""
         later = (round_, segment) > self._last
         used_up = self._count >= self._home.study.aggregation.max_openings
-        return later and not self._retired and not used_up and quorum_met(listed, self._home.manifest.quorum)
+        allowed = later and not self._retired and not used_up and quorum_met(listed, self._home.manifest.quorum)
+        return allowed and not (self._is_evaluation(round_) and self._tells_apart(round_, listed))
+
+    def _is_evaluation(self, round_: int) -> bool:
+        return self._rules.schedule.purpose(round_) == EVALUATE and not self._rules.near_sets
+
+    def _tells_apart(self, round_: int, listed: frozenset[str]) -> bool:
+        earlier = [names for number, names in self._evaluated if number != round_]
+        return tells_apart(listed, earlier, self._rules.min_hidden)
 
     def record(self, round_: int, segment: int, listed: frozenset[str], ciphertexts: bytes) -> None:
         """To be done before the opening: its round is on the disk then, and can never be opened again."""

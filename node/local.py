@@ -115,7 +115,7 @@ def prepare(
     _import_once()
     letters = {name: os.memfd_create("wardtree passphrase", os.MFD_CLOEXEC) for name in federation.names}
     in_process(_hold_apart, federation, endpoints, letters)
-    rounds = federation.study.rounds + 1
+    rounds = federation.study.schedule.last + 1
     seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
     models = {federation.key_holder: federation.out / "models"}  # one copy of each is enough to compare
     seats = {

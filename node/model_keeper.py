@@ -12,11 +12,14 @@ import numpy as np
 
 from node import update
 from node.continuation import base_model
-from node.home import BASE, MODEL, OPENED, Home, HomeError, Options
+from node.evaluation import spec_from
+from node.home import BASE, BEST, MODEL, OPENED, Home, HomeError, Options
 from node.protocol import events as ev
+from node.protocol.messages import EVALUATE, STATISTICS, TRAIN
 from node.published import (
     OpenedTotals,
     PublishedError,
+    largest_state,
     load_model,
     save_model,
     state_from,
@@ -37,8 +40,9 @@ class ModelKeeper:
 
     def __init__(self, home: Home, options: Options, telemetry: Telemetry) -> None:
         self._home, self._options, self._telemetry = home, options, telemetry
-        self._grid = update.Grid(home.study.aggregation.clip, home.plan)
-        self._spec: StatisticsSpec | None = None
+        rules = home.study.aggregation
+        self._recipe = update.Recipe(home.plan, rules.clip, home.manifest.weights, home.study.optimisation.optimiser)
+        self._selection = home.study.evaluation.selection(())
         self._staged: list[bytes] = []
         self._opened = OpenedTotals(home.relay_folder / OPENED) if home.is_key_holder else None
         self._base = base_model(home)
@@ -54,6 +58,22 @@ class ModelKeeper:
     @property
     def size(self) -> int:
         return state_size(self.model)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest state that this study may have."""
+        evaluations = self._home.study.schedule.evaluated(self._home.study.schedule.last)
+        lengths, moments = self.lengths, self._recipe.optimiser.moments
+        return largest_state(lengths[TRAIN], lengths[STATISTICS], moments, evaluations, len(self.figure_names))
+
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        return self._recipe.evaluation.names if self._recipe.evaluation else ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the published figures end the study before its last round."""
+        return self._selection.stops(self.model.curve, self.figure_names)
 
     # ---- at the start -----------------------------------------------------------------------------------
 
@@ -72,26 +92,39 @@ class ModelKeeper:
         Raises:
             HomeError: the model that the manifest goes on from is not one of this task.
         """
-        if message["statistics"]:
-            self._spec = StatisticsSpec(*message["statistics"])
+        statistics = StatisticsSpec(*message["statistics"]) if message["statistics"] else None
+        layout = self._home.study.evaluation.layout(spec_from(message["evaluation"]), self._home.plan)
+        self._recipe = replace(self._recipe, statistics=statistics, evaluation=layout)
+        self._selection = self._home.study.evaluation.selection(self.figure_names)
+        self.model = replace(self.model, moments=self._recipe.optimiser.begin(self.model.parameters.size))
         if self._base:
             self._check_base(self._base)
-            self._take(self._base)
+            self._take(self._begun_from(self._base))
             self._base = None
         self._save_history()
 
     def _check_base(self, base: update.Model) -> None:
         sums = 0 if base.statistics is None else base.statistics.size
-        if (base.parameters.size, sums) != self.lengths:
+        here = self.lengths[TRAIN], self.lengths[STATISTICS]
+        if (base.parameters.size, sums) != here:
             raise HomeError(
                 f"{self._home.path / BASE}: the model that this version goes on from has {base.parameters.size} "
-                f"parameters and {sums} statistics; the task here has {self.lengths[0]} and {self.lengths[1]}"
+                f"parameters and {sums} statistics; the task here has {here[0]} and {here[1]}"
             )
 
+    def _begun_from(self, base: update.Model) -> update.Model:
+        """What a new version goes on with: the model and the sums. Optimiser and curve begin anew, by its study."""
+        return replace(base, moments=self.model.moments, curve=self.model.curve)
+
     @property
-    def lengths(self) -> tuple[int, int]:
-        """Integers of a training round and of the statistics round."""
-        return self.model.parameters.size, self._spec.length if self._spec else 0
+    def lengths(self) -> dict[str, int]:
+        """Integers of a round of each purpose."""
+        recipe = self._recipe
+        return {
+            TRAIN: self.model.parameters.size,
+            STATISTICS: recipe.statistics.length if recipe.statistics else 0,
+            EVALUATE: recipe.evaluation.length if recipe.evaluation else 0,
+        }
 
     def resume(self, chain: Sequence[ev.Published]) -> tuple[tuple[ev.Published, ...], ev.Resumed | None]:
         """Go back to the state before this node was interrupted, as far as its ledger can prove it.
@@ -144,12 +177,20 @@ class ModelKeeper:
             command.purpose,
             staged,
             command.contributors,
-            self._home.manifest.weights,
-            self._spec,
-            self._grid,
+            self._recipe,
         )
+        if command.purpose == EVALUATE:
+            self._evaluated()
         self._changed()
         return self.digest
+
+    def _evaluated(self) -> None:
+        """The model has its figures: everyone is told, and keeps it if it is the best so far."""
+        round_, *figures = self.model.curve[-1].tolist()
+        named = dict(zip(self.figure_names, figures, strict=True))
+        self._telemetry.tell("evaluated", round=int(round_), figures=named)
+        if self._selection.best(self.model.curve, self.figure_names) == len(self.model.curve) - 1:
+            save_model(self._home.relay_folder / BEST, self.model)
 
     def _take(self, model: update.Model) -> None:
         """Another state as ours: its parameters go where our enclaves read them."""

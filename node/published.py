@@ -22,7 +22,8 @@ from node.protocol import events as ev
 from node.protocol.messages import Total
 from node.update import Model
 
-_HEAD = struct.Struct("<qqq")
+_HEAD = struct.Struct("<qqqqqq")
+"""Round, parties, number of sums, rows and columns of the curve, arrays of moments."""
 _PIECE = 1 << 20
 """Bytes of a file that are written at a time."""
 
@@ -42,6 +43,7 @@ def save_model(path: Path, model: Model, durable: bool = False) -> None:
     """
     statistics = model.statistics if model.statistics is not None else np.zeros(0)
     arrays = {"parameters": model.parameters, "statistics": statistics, "parties": model.parties, "round": model.round}
+    arrays |= {"moments": model.moments, "curve": model.curve}
     beside = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +78,9 @@ def load_model(path: Path) -> Model:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             statistics = arrays["statistics"].astype(np.float64) if arrays["statistics"].size else None
-            parameters = arrays["parameters"].astype(np.float32)
-            return Model(int(arrays["round"]), parameters, statistics, int(arrays["parties"]))
+            parameters, moments = (arrays[name].astype(np.float32) for name in ("parameters", "moments"))
+            curve = arrays["curve"].astype(np.float64)
+            return Model(int(arrays["round"]), parameters, statistics, int(arrays["parties"]), moments, curve)
     except OSError as error:
         raise PublishedError(f"{path}: cannot be read: {error.strerror or 'no published model'}") from error
     except (ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
@@ -87,21 +90,28 @@ def load_model(path: Path) -> Model:
 # ---- in parts -------------------------------------------------------------------------------------------
 
 
+def _pieces(model: Model) -> list[memoryview]:
+    sums = model.statistics if model.statistics is not None else np.zeros(0)
+    head = _HEAD.pack(model.round, model.parties, sums.size, *model.curve.shape, len(model.moments))
+    arrays: list[NDArray[Any]] = [each.astype("<f8", copy=False) for each in (sums, model.curve)]
+    arrays += [each.astype("<f4", copy=False) for each in (model.parameters, model.moments)]
+    return [memoryview(head), *(array.reshape(-1).view(np.uint8).data for array in arrays)]
+
+
 def state_size(model: Model) -> int:
     """Bytes of a state on the wire."""
-    return _HEAD.size + (0 if model.statistics is None else model.statistics.nbytes) + model.parameters.nbytes
+    return sum(map(len, _pieces(model)))
+
+
+def largest_state(parameters: int, statistics: int, moments: int, evaluations: int, figures: int) -> int:
+    """Bytes of a state with so many parameters, sums and moments, when all is evaluated that will be."""
+    return _HEAD.size + 8 * statistics + 8 * evaluations * (1 + figures) + 4 * parameters * (1 + moments)
 
 
 def state_part(model: Model, part: int, size: int) -> bytes:
-    """Bytes ``part * size`` and on, ``size`` of them: round, parties, number of sums, sums (f8), parameters (f4)."""
-    sums = model.statistics if model.statistics is not None else np.zeros(0)
-    pieces = (
-        memoryview(_HEAD.pack(model.round, model.parties, sums.size)),
-        sums.astype("<f8", copy=False).data.cast("B"),
-        model.parameters.astype("<f4", copy=False).data.cast("B"),
-    )
+    """Bytes ``part * size`` and on, ``size`` of them: the head, sums and curve (f8), parameters and moments (f4)."""
     begin, out = part * size, bytearray()
-    for view in pieces:
+    for view in _pieces(model):
         out += view[max(begin, 0) : max(begin + size, 0)]
         begin -= len(view)  # from where this part begins, seen from the next piece
     return bytes(out)
@@ -112,12 +122,19 @@ def state_from(parts: Sequence[bytes]) -> Model | None:
     data = b"".join(parts)
     if len(data) < _HEAD.size:
         return None
-    round_, parties, sums = _HEAD.unpack_from(data)
+    round_, parties, sums, rows, columns, moments = _HEAD.unpack_from(data)
+    counts = (round_, parties, sums, rows, columns, moments)
+    if any(not 0 <= count < 1 << 62 for count in counts) or (rows == 0) != (columns == 0):
+        return None
     end = _HEAD.size + 8 * sums
-    if round_ < 0 or parties < 0 or not 0 <= sums <= len(data) or end > len(data) or (len(data) - end) % 4:
+    middle = end + 8 * rows * columns
+    if middle > len(data) or (len(data) - middle) % (4 * (1 + moments)):
         return None
     statistics = np.frombuffer(data[_HEAD.size : end], dtype="<f8").astype(np.float64) if sums else None
-    return Model(round_, np.frombuffer(data[end:], dtype="<f4").astype(np.float32), statistics, parties)
+    curve = np.frombuffer(data[end:middle], dtype="<f8").astype(np.float64).reshape(rows, columns)
+    arrays = np.frombuffer(data[middle:], dtype="<f4").astype(np.float32).reshape(1 + moments, -1)
+    rest = arrays[1:] if moments else np.zeros((0, 0), np.float32)
+    return Model(round_, arrays[0], statistics, parties, rest, curve)
 
 
 # ---- what the key holder opened and has not closed --------------------------------------------------------

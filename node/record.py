@@ -43,6 +43,7 @@ class Record:
     """A run in the making; ``take`` every event of every node."""
 
     parties: tuple[str, ...]
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
     rounds: dict[int, RoundRecord] = field(default_factory=lambda: defaultdict(RoundRecord))
     stages: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
     traffic: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -89,6 +90,8 @@ class Record:
                 self.rounds[number].contributors = names
                 self.rounds[number].ended = max(self.rounds[number].ended, event["time"])
                 self.status[party] = f"round {number}: done"
+            case {"kind": "evaluated", "round": number, "figures": figures}:
+                self.evaluations[number] = figures  # the same at every node, or their states differ
             case {"kind": "ciphertext"}:
                 keys = ("peer", "round", "segment", "contributors", "bytes")
                 self.ciphertexts[party].append({key: event[key] for key in keys})

@@ -20,6 +20,7 @@ from keys.ceremony import load_identity
 from keys.errors import WardtreeError
 from keys.segments import CiphertextError
 from node import update
+from node.carry import Carried
 from node.channel import Channel, ChannelClosedError
 from node.gauge import own_usage
 from node.history import history_of
@@ -32,7 +33,7 @@ from node.process import ENDED_FROM_OUTSIDE, allow_descriptors, name_process
 from node.protocol import events as ev
 from node.protocol.contributor import Contributor
 from node.protocol.keyholder import KeyHolder
-from node.protocol.messages import Partial, Snapshot
+from node.protocol.messages import TRAIN, Partial, Snapshot
 from node.protocol.party import Party
 from node.refusals import Refusals
 from node.rooms import OwnEnclave, RoomEndedError, RoomError, Template, round_job
@@ -95,13 +96,20 @@ class Relay:
         self.identity = load_identity(home.path, passphrase)
         self.ledger = Ledger(home.ledger, self.identity.sign)
         self.keeper = ModelKeeper(home, options, telemetry)
+        self.carried = Carried()
         self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.placement, home.rules)
         self.refused = Refusals(self._tell_refused)
         self.neighbours = Neighbours(home, self.identity, self.refused)
         self.transport = self.neighbours.transport
         self.observer: Observer | None = None
         if options.status:
-            self.observer = Observer(home, self.machine, self.ledger.entries, lambda: self.neighbours.heard_at)
+            self.observer = Observer(
+                home,
+                self.machine,
+                self.ledger.entries,
+                lambda: self.neighbours.heard_at,
+                lambda: (self.keeper.figure_names, self.keeper.model.curve.tolist()),
+            )
             telemetry.observer = self.observer.take
         narrow(policy.listening_relay(), home.posture)
         self.wiping = Wiping(self.ledger)
@@ -210,7 +218,6 @@ class Relay:
     # ---- our own enclave --------------------------------------------------------------------------------
 
     def _start_enclave(self, kind: str, **fields: Any) -> None:
-        self.enclave.end()
         self.wiping.began(self.current.round, ENCLAVE)
         if self.keyroom and kind == "round":
             self.wiping.began(self.current.round, KEYROOM)
@@ -229,6 +236,8 @@ class Relay:
                 self.enclave.end()
                 self.wiping.dropped(PREPARE, 0)
                 self._get_ready(message)
+            case "carried":
+                self.carried.take(message["piece"])
             case "trained":
                 self._stage_time("train", message["seconds"])
                 if message["fingerprints"] is not None:
@@ -248,24 +257,25 @@ class Relay:
     def _get_ready(self, message: dict[str, Any]) -> None:
         """Our data and first model are there: go on from what our ledger says that we did before."""
         self.keeper.prepared(message)
-        parameters, statistics = self.keeper.lengths
         past = history_of(self.ledger, self.home, self.neighbours.codec, self.keeper.digest)
         chain, resumed = self.keeper.resume(past.chain)
-        self.telemetry.tell("ready", parameters=parameters, examples=message["examples"])
+        self.telemetry.tell("ready", parameters=self.keeper.lengths[TRAIN], examples=message["examples"])
         if resumed and resumed.applied:
             self._tell_applied(resumed.round, self.keeper.digest, resumed.contributors)
         self._happen(
             ev.Ready(
                 self.keeper.digest,
-                parameters,
-                statistics,
+                self.keeper.lengths,
                 self.keeper.size,
+                self.keeper.largest,
                 self.home.posture.text,
                 chain,
                 past.last_round,
                 past.last_forwarded,
                 self.keeper.begins,
                 resumed,
+                self.keeper.finished,
+                past.evaluated,
             )
         )
 
@@ -349,7 +359,7 @@ class Relay:
                 self.neighbours.send(peer, snapshot, peer)
             case ev.Adopt():
                 adopted = self.keeper.adopt(command)
-                state = ev.Adopted(self.keeper.digest, self.keeper.size)
+                state = ev.Adopted(self.keeper.digest, self.keeper.size, self.keeper.finished)
                 self.events.append(state if adopted else ev.NotAdopted())
             case ev.Dial(peer):
                 self.neighbours.dial(peer)
@@ -373,7 +383,8 @@ class Relay:
             self.identity.box_secret, key_holder.box_key, self.home.digest, round_, self.machine.base
         )
         job = round_job(self.keeper.model, round_, purpose, self.keeper.check_seed(round_), canary_key)
-        self._start_enclave("round", model=self.keeper.shared.descriptor, **job)
+        carried = self.carried.pieces
+        self._start_enclave("round", model=self.keeper.shared.descriptor, carried=carried, **job)
         self.current.open = self.keyroom is not None
 
     def _merge(self, command: ev.Merge) -> None:
@@ -399,7 +410,9 @@ class Relay:
             self._stop(f"round {command.round}: the model here differs from the key holder's after the same totals")
             return
         self._tell_applied(command.round, state, command.contributors)
-        self.events.append(ev.Applied(command.round, state, self.keeper.size))
+        if command.purpose == TRAIN:
+            self.carried.settle(self.home.name in command.contributors)
+        self.events.append(ev.Applied(command.round, state, self.keeper.size, self.keeper.finished))
 
     def _tell_applied(self, round_: int, state: bytes, contributors: frozenset[str]) -> None:
         seconds = time.monotonic() - self.current.began if round_ == self.current.round else 0.0
@@ -425,6 +438,7 @@ class Relay:
 
     def _wipe(self, round_: int) -> None:
         self.enclave.end()
+        self.carried.settle(False)
         if self.keyroom and self.current.open:
             self.keyroom.send("close")
             self.current.open = False

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keys.manifest import TWO_PARTIES
-from node.protocol.messages import STATISTICS, TRAIN
+from node.protocol.messages import EVALUATE, TRAIN
 from node.protocol.posture import allowed_gaps
+from node.protocol.schedule import Schedule
 from node.record import Record
 from topology import Tree
 
@@ -54,13 +55,15 @@ def build(federation: Federation, outcome: Outcome, comparison: Mapping[str, Any
     Returns:
         "ok" (every node ended with 0, all models are identical, no sum was wrong); "rounds" completed and
         "rounds_asked" (training rounds); "sums_exact", None when the debug check was off; "rounds_detail" and
-        "stages" in seconds; "bytes" per party and link; "saw": what each role received, in sentences with
-        counts; "results": the comparison; and what the run was (study, parties, tree, ...).
+        "stages" in seconds; "evaluations" by all together; "bytes" per party and link; "saw": what each role
+        received, in sentences with counts; "results": the comparison; and what the run was (study, parties, tree, ...).
     """
     study, record, tree = federation.study, outcome.record, outcome.tree
     checked = study.debug.check_sums
     errors = _errors(outcome)
-    rounds = _rounds(record, tree)
+    rounds = _rounds(record, tree, study.schedule)
+    evaluations = _evaluations(record, study.schedule)
+    stopped = study.evaluation.stop_after > 0 and rounds and rounds[-1]["purpose"] == EVALUATE
     trained = sum(entry["purpose"] == TRAIN for entry in rounds)
     identical, exact = record.models_identical, record.sums_exact() if checked else None
     report: dict[str, Any] = {
@@ -74,7 +77,7 @@ def build(federation: Federation, outcome: Outcome, comparison: Mapping[str, Any
         "rounds": trained,
         "rounds_asked": study.rounds,
         "key_holder": tree.key_holder,
-        "ok": not errors and identical and exact is not False and trained == study.rounds,
+        "ok": not errors and identical and exact is not False and (trained == study.rounds or stopped),
         "models_identical": identical,
         "sums_exact": exact,
         "debug": [_DEBUG[name] for name in study.debug.names],
@@ -83,6 +86,7 @@ def build(federation: Federation, outcome: Outcome, comparison: Mapping[str, Any
         "dropped": _dropped(record),
         "tree": {"key_holder": tree.key_holder, "apex": tree.apex, "parent": dict(tree.parent)},
         "rounds_detail": rounds,
+        "evaluations": evaluations,
         "stages": {name: dict(record.stages.get(name, {})) for name in record.parties},
         "usage": {name: dict(record.usage[name]) for name in record.parties if name in record.usage},
         "bytes": {name: dict(record.traffic[name]) for name in record.parties if name in record.traffic},
@@ -128,7 +132,18 @@ def _errors(outcome: Outcome) -> dict[str, str]:
     return dict(sorted(errors.items()))
 
 
-def _rounds(record: Record, tree: Tree) -> list[dict[str, Any]]:
+def _evaluations(record: Record, schedule: Schedule) -> list[dict[str, Any]]:
+    """What all together found of the model, and after how many rounds of training."""
+    rounds = sorted(record.evaluations.items())
+    return [{"trained": schedule.trained(number), **figures} for number, figures in rounds]
+
+
+def evaluation_names(report: Report) -> list[str]:
+    """The figures that evaluations have, in their order."""
+    return [name for name in next(iter(report["evaluations"]), {}) if name != "trained"]
+
+
+def _rounds(record: Record, tree: Tree, schedule: Schedule) -> list[dict[str, Any]]:
     """The rounds that the key holder closed, in order."""
     opened: dict[int, set[int]] = {}
     for ciphertext in record.ciphertexts.get(tree.key_holder, ()):
@@ -136,7 +151,8 @@ def _rounds(record: Record, tree: Tree) -> list[dict[str, Any]]:
     return [
         {
             "round": number,
-            "purpose": STATISTICS if number == 0 else TRAIN,
+            "purpose": schedule.purpose(number),
+            "trained": schedule.trained(number),
             "contributors": sorted(round_.contributors),
             "left_out": sorted(set(record.parties) - set(round_.contributors)),
             "seconds": max(round_.seconds.values()),

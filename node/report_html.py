@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from node.protocol.messages import STATISTICS
+from node.protocol.messages import EVALUATE, STATISTICS, TRAIN
 from node.record import STAGES
 from node.report import (
     FIGURES,
@@ -16,6 +16,7 @@ from node.report import (
     MODELS,
     Report,
     best,
+    evaluation_names,
     figure,
     human_bytes,
     node_rows,
@@ -24,12 +25,15 @@ from node.report import (
 )
 from node.report_pictures import learning_curves, stage_bars, tree_picture
 
+PURPOSES = {STATISTICS: "statistics", TRAIN: "training", EVALUATE: "evaluation"}
+
 
 def render(report: Report) -> str:
     """The page for what ``node.report.build`` gave; all of the report's text is escaped."""
     sections = [
         _summary(report),
         _models(report),
+        _evaluations(report),
         _tree(report),
         _cost(report),
         _rounds(report),
@@ -139,7 +143,7 @@ def _rounds(report: Report) -> str:
     rows = [
         [
             entry["round"],
-            "statistics" if entry["purpose"] == STATISTICS else "training",
+            PURPOSES[entry["purpose"]],
             f"all {everyone}" if not entry["left_out"] else ", ".join(entry["contributors"]),
             ", ".join(entry["left_out"]) or "nobody",
             entry["segments"],
@@ -149,6 +153,18 @@ def _rounds(report: Report) -> str:
     ]
     headers = ["round", "purpose", "contributors", "left out", "segments", "seconds"]
     return _section("Rounds", [_table("Every round that was closed", headers, rows, text_columns=4)]) if rows else ""
+
+
+def _evaluations(report: Report) -> str:
+    names = evaluation_names(report)
+    rows = [[entry["trained"], *(figure(entry[name]) for name in names)] for entry in report["evaluations"]]
+    text = (
+        "<p>Counts of each hospital's held-out patients, added up encrypted like an update: only their sum was opened. "
+        "The AUC is that of the summed histograms of scores, and at most its error away from the AUC of the scores.</p>"
+    )
+    headers = ["after round", *(name.replace("_", " ") for name in names)]
+    table = _table("The model on all held-out patients, as all together counted", headers, rows)
+    return _section("Federated evaluation", [text, table]) if rows else ""
 
 
 def _trouble(report: Report) -> str:

@@ -15,6 +15,7 @@ from node.report import (
     MODELS,
     Report,
     best,
+    evaluation_names,
     figure,
     human_bytes,
     machine,
@@ -31,6 +32,8 @@ def summary_table(report: Report) -> RenderableType:
         if len(report["results"]["hospitals"]) <= LISTED_NODES:
             parts.append(_own_patients(report["results"]))
         parts.append(_all_patients(report["results"]))
+    if report["evaluations"]:
+        parts.append(_evaluations(report))
     parts += [_seconds(report), _traffic(report), Text(machine(report))]
     parts += [Text(f"note: {note}") for note in report["notes"]]
     if report["dropped"]:
@@ -65,6 +68,15 @@ def _all_patients(results: Report) -> Table:
     table = _table("All hospitals' held-out patients together", "model", *FIGURES.values())
     for name, figures in together(results):
         table.add_row(Text(name), *(Text(figure(figures.get(key))) for key in FIGURES))
+    return table
+
+
+def _evaluations(report: Report) -> Table:
+    names = evaluation_names(report)
+    title = "The model on all held-out patients, from counts that were summed encrypted"
+    table = _table(title, "after round", *(name.replace("_", " ") for name in names))
+    for entry in report["evaluations"]:
+        table.add_row(str(entry["trained"]), *(Text(figure(entry[name])) for name in names))
     return table
 
 

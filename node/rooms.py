@@ -8,7 +8,7 @@ import signal
 import socket
 import struct
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 from keys.errors import WardtreeError
@@ -76,11 +76,12 @@ class Template:
     def descriptor(self) -> int:
         return self._control.fileno()
 
-    def start(self, kind: str, model: int | None = None, **fields: Any) -> Enclave:
+    def start(self, kind: str, model: int | None = None, carried: Sequence[bytes] = (), **fields: Any) -> Enclave:
         """Ask for an enclave with this job, which lies in a memfd, so that it blocks nobody.
 
         Args:
             model: the descriptor of the model that it works on (:mod:`node.shared`).
+            carried: the pieces that the task left in an earlier round (:mod:`node.carry`).
 
         Raises:
             RoomEndedError: the template is gone.
@@ -88,7 +89,10 @@ class Template:
         read, write = os.pipe()
         job = os.memfd_create("wardtree job", os.MFD_CLOEXEC)
         try:
-            Channel(None, job).send(kind, **fields)
+            channel = Channel(None, job)
+            channel.send(kind, **fields, carried=len(carried))
+            for piece in carried:
+                channel.send("carried", piece=piece)
             os.lseek(job, 0, os.SEEK_SET)
             descriptors = [job, write] if model is None else [job, write, model]
             socket.send_fds(self._control, [kind.encode()], descriptors)

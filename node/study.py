@@ -5,6 +5,7 @@ study.rounds, study.task.options, study.aggregation.clip
 """
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +13,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from keys.errors import WardtreeError
 from keys.manifest import TWO_PARTIES
-from keys.plan import MAX_SEGMENT_CIPHERTEXTS, PlanError
+from keys.plan import MAX_SEGMENT_CIPHERTEXTS, Plan, PlanError
 from keys.planner import choose
+from node.evaluation import Layout, Selection
+from node.optimiser import Optimiser, RateSchedule, Server
+from node.protocol.schedule import Schedule
 from node.settings import Settings, printable, problems
-from node.tasks.base import OptionsError
+from node.tasks.base import EvaluationSpec, OptionsError
 from node.tasks.loader import BUILTIN, load_task_class
 from topology import Shape
 
@@ -61,6 +65,7 @@ class Aggregation(Settings):
         description=f"a whole number from 1 to {MAX_SEGMENT_CIPHERTEXTS}",
     )
     max_openings: int = Field(default=100_000, ge=1, description="a whole number of at least 1")
+    sample: float = Field(default=1.0, gt=0, le=1, description="a number above 0, at most 1")
 
     @model_validator(mode="after")
     def _two_parties_need_noise(self) -> "Aggregation":
@@ -84,6 +89,59 @@ class Aggregation(Settings):
         except PlanError as error:
             raise ValueError(str(error)) from None
         return self
+
+
+class Optimisation(Settings):
+    """``[optimisation]``: how the mean update moves the model, and the course of the hospitals' learning rate."""
+
+    server: Server = Field(default="average", description='"average", "momentum", "adam" or "yogi"')
+    learning_rate: float = Field(default=1.0, gt=0, description="a number above 0")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="a number from 0 to below 1")
+    second_moment: float = Field(default=0.99, ge=0, lt=1, description="a number from 0 to below 1")
+    adaptivity: float = Field(default=1e-3, gt=0, description="a number above 0")
+    schedule: Literal["constant", "cosine", "step"] = Field(
+        default="constant", description='"constant", "cosine" or "step"'
+    )
+    warmup_rounds: int = Field(default=0, ge=0, description="a whole number of rounds")
+    step_rounds: int = Field(default=10, ge=1, description="a whole number of rounds above 0")
+    step_factor: float = Field(default=0.5, gt=0, le=1, description="a number above 0, at most 1")
+
+    @property
+    def optimiser(self) -> Optimiser:
+        return Optimiser(self.server, self.learning_rate, self.momentum, self.second_moment, self.adaptivity)
+
+    @property
+    def rates(self) -> RateSchedule:
+        return RateSchedule(self.schedule, self.warmup_rounds, self.step_rounds, self.step_factor)
+
+
+class EvaluationChoice(Settings):
+    """``[evaluation]``: whether all together evaluate the model, how often, and what follows from it."""
+
+    every: int = Field(default=0, ge=0, description="a whole number of training rounds; 0: never")
+    bins: int = Field(default=100, ge=2, le=1000, multiple_of=2, description="an even whole number from 2 to 1000")
+    max_examples: int = Field(default=1_000_000, ge=1, le=10**9, description="a whole number above 0")
+    measure: str | None = Field(default=None, min_length=1, description="the name of a figure")
+    better: Literal["higher", "lower"] = Field(default="higher", description='"higher" or "lower"')
+    stop_after: int = Field(default=0, ge=0, description="a whole number of evaluations; 0: never")
+    least_gain: float = Field(default=0.0, ge=0, description="a number of at least 0")
+    allow_near_sets: bool = Field(default=False, description="true or false")
+
+    def selection(self, names: Sequence[str]) -> Selection:
+        """By the measure that was chosen, else by the AUC, else by the first of the figures ``names``."""
+        measure = self.measure or ("auc" if "auc" in names else (*names, "", "")[1])
+        return Selection(measure, self.better, self.stop_after, self.least_gain)
+
+    def layout(self, spec: EvaluationSpec | None, plan: Plan) -> Layout | None:
+        """How a task's counts travel; None where nothing is evaluated. Raises StudyError."""
+        if not self.every:
+            return None
+        if spec is None:
+            raise StudyError("evaluation.every: this task has no evaluation_spec(), and cannot be evaluated together")
+        layout = Layout(spec, self.bins, self.max_examples, plan.max_value)
+        if self.measure not in (None, *layout.names[1:]):
+            raise StudyError(f"evaluation.measure: expected one of {', '.join(layout.names[1:])}, came {self.measure}")
+        return layout
 
 
 class Privacy(Settings):
@@ -126,6 +184,8 @@ class Study(Settings):
     study: Heading = Field(description="a table")
     task: TaskChoice = Field(description="a table")
     aggregation: Aggregation = Field(default_factory=Aggregation, description="a table")
+    optimisation: Optimisation = Field(default_factory=Optimisation, description="a table")
+    evaluation: EvaluationChoice = Field(default_factory=EvaluationChoice, description="a table")
     privacy: Privacy = Field(default_factory=Privacy, description="a table")
     deadlines: Deadlines = Field(default_factory=Deadlines, description="a table")
     sandbox: Sandbox = Field(default_factory=Sandbox, description="a table")
@@ -142,6 +202,10 @@ class Study(Settings):
     @property
     def seed(self) -> int:
         return self.study.seed
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.rounds, self.evaluation.every)
 
 
 def parse_study(text: str, source: str) -> Study:
@@ -215,6 +279,7 @@ learning_rate = 0.05
 local_epochs = 5       # passes over a hospital's own training patients in each round
 batch_size = 32
 l2 = 0.001
+proximal = 0.0         # FedProx: how strongly a hospital's own training is drawn to the global model
 max_examples = 1000    # no hospital may have more patients than this
 
 [task.options.features]
@@ -232,6 +297,20 @@ allow_two_parties = false
 tree = "balanced"      # or "chain": every inner node below another, each with one leaf; for lines, and to measure
 # segment_ciphertexts = 4    # ciphertexts that travel together; left away, the planner's choice
 max_openings = 100000  # segments that may ever be opened with one key; then a new manifest is needed
+sample = 1.0           # the share of the hospitals that train in a round, drawn anew for each
+
+[optimisation]
+server = "average"     # or "momentum", "adam", "yogi": how the mean update moves the model (Reddi et al. 2021)
+learning_rate = 1.0    # of that step; momentum, second_moment and adaptivity are beta 1, beta 2 and tau
+schedule = "constant"  # of the hospitals' own learning rate: or "cosine", or "step" (step_rounds, step_factor)
+warmup_rounds = 0
+
+[evaluation]
+every = 0              # after so many training rounds all held-out patients are counted, and summed encrypted; 0: never
+measure = "auc"        # what says which model was the best; `better = "lower"` for a loss
+stop_after = 0         # evaluations without a gain after which the study ends; 0: it runs all its rounds
+# Two evaluations over sets of hospitals that differ by few tell of those few; such a round is left out, unless
+allow_near_sets = false
 
 [privacy]
 mode = "none"

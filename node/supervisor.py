@@ -196,14 +196,10 @@ def enclave_settings(home: Home) -> EnclaveSettings:
 
     return EnclaveSettings(
         party=home.name,
-        task=home.study.task.class_name,
-        options=home.study.task.options,
+        study=home.study,
         data=home.data,
-        seed=home.study.seed,
         home=home.path,
-        rounds=home.study.rounds,
-        clip=home.study.aggregation.clip,
-        share=home.share,
+        weights=home.manifest.weights,
         plan=home.plan,
         is_key_holder=home.is_key_holder,
         posture=home.posture,

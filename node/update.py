@@ -5,7 +5,7 @@ key room exists at the key holder only, the relay is the one process with socket
 ``node/protocol`` decide when each step is due, and the rooms (``enclave.py``, ``relay.py``,
 ``keyroom.py``) call it.
 
-    enclave   train -> quantise -> seal, segment by segment
+    enclave   train (or evaluate) -> quantise -> seal, segment by segment
     relay     merge: add what the children sent, pass it up
     key room  open_total: decrypt the total, check it against the listed set, add the key holder's integers
     relay     publish: sign the total and send it down (``Total`` in ``node/protocol/messages.py``)
@@ -16,9 +16,10 @@ key room exists at the key holder only, the relay is the one process with socket
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +30,9 @@ from keys import canaries, segments
 from keys.errors import WardtreeError
 from keys.packing import Integers
 from keys.plan import Plan
-from node.protocol.messages import STATISTICS
+from node.evaluation import Layout
+from node.optimiser import Optimiser
+from node.protocol.messages import EVALUATE, STATISTICS
 from node.tasks.base import StatisticsSpec, Task, TrainingRound
 
 if TYPE_CHECKING:  # the relay calls this module as well, and has no use for SEAL in its memory
@@ -52,20 +55,26 @@ class Model:
         parameters: shape (P,), float32, the flat global model. Totals are applied to it where it lies.
         statistics: shape (S,), float64, the published sums; None before the statistics round.
         parties: how many parties' values ``statistics`` sums.
+        moments: shape (M, P), float32, what the server's optimiser carries from round to round.
+        curve: shape (E, 1 + F), float64: of each evaluation its round and its figures (:mod:`node.evaluation`).
     """
 
     round: int
     parameters: NDArray[np.float32]
     statistics: NDArray[np.float64] | None = None
     parties: int = 0
+    moments: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    curve: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
 
     def digest(self, manifest: bytes) -> bytes:
         """32 bytes that name this state under this manifest."""
-        sha = hashlib.sha256(b"wardtree/state/1\0" + manifest)
-        sha.update(self.round.to_bytes(8, "big", signed=True) + self.parties.to_bytes(8, "big"))
+        sha = hashlib.sha256(b"wardtree/state/2\0" + manifest)
+        for count in (self.round, self.parties, len(self.moments), *self.curve.shape):
+            sha.update(count.to_bytes(8, "big", signed=True))
         sha.update(b"none" if self.statistics is None else b"sums" + self.statistics.astype("<f8").tobytes())
-        sha.update(b"\0model\0")
-        sha.update(np.ascontiguousarray(self.parameters, dtype="<f4").data)  # copies nothing that is so already
+        sha.update(b"\0curve\0" + self.curve.astype("<f8").tobytes() + b"\0model\0")
+        for array in (self.parameters, self.moments):
+            sha.update(np.ascontiguousarray(array, dtype="<f4").data.cast("B") if array.size else b"")
         return sha.digest()
 
 
@@ -81,10 +90,25 @@ class Grid:
         return self.bound / self.plan.max_value
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How published totals become the next model: public, from the signed manifest and the task's specs alone.
+
+    ``clip`` bounds each value of an update; ``weights`` are the parties'; the specs are None where the task has none.
+    """
+
+    plan: Plan
+    clip: float
+    weights: Mapping[str, int]
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    statistics: StatisticsSpec | None = None
+    evaluation: Layout | None = None
+
+
 # ---- 1. enclave: train ----------------------------------------------------------------------------------
 
 
-def train(task: Task, purpose: str, model: Model, rounds: int) -> NDArray[np.float64]:
+def train(task: Task, purpose: str, model: Model, training: TrainingRound) -> NDArray[np.float64]:
     """Ask the task for this party's values: its statistics, or the update of its local training.
 
     Returns:
@@ -98,7 +122,6 @@ def train(task: Task, purpose: str, model: Model, rounds: int) -> NDArray[np.flo
         expected = spec.length if spec else 0
         values = np.asarray(task.statistics(), dtype=np.float64)
     else:
-        training = TrainingRound(model.round + 1, rounds, model.statistics, model.parties)
         expected = task.parameters
         values = np.asarray(task.train(model.parameters.copy(), training), dtype=np.float64)
     if values.shape != (expected,):
@@ -106,6 +129,27 @@ def train(task: Task, purpose: str, model: Model, rounds: int) -> NDArray[np.flo
     if not np.isfinite(values).all():
         raise UpdateError(f"the task's {purpose} has values that are not finite")
     return values
+
+
+def contribution(
+    task: Task, purpose: str, model: Model, training: TrainingRound, recipe: Recipe, share: float
+) -> Integers:
+    """This party's integers in a round of any purpose: what it trained, or what it counted.
+
+    Raises:
+        UpdateError, EvaluationError: the task gave something that cannot be part of a total.
+    """
+    if purpose == EVALUATE:
+        assert recipe.evaluation is not None
+        return recipe.evaluation.count(task.evaluate(model.parameters.copy(), training))
+    values = train(task, purpose, model, training)
+    if purpose == STATISTICS:
+        assert recipe.statistics is not None
+        integers = quantise(values, Grid(recipe.statistics.bound, recipe.plan), 1.0)
+    else:
+        integers = quantise(values, Grid(recipe.clip, recipe.plan), share)
+    wipe(values)
+    return integers
 
 
 # ---- 2. enclave: clip and quantise ----------------------------------------------------------------------
@@ -186,14 +230,7 @@ def open_total(
 
 
 def apply(
-    model: Model,
-    round_: int,
-    purpose: str,
-    staged: Iterable[bytes],
-    contributors: Iterable[str],
-    weights: Mapping[str, int],
-    spec: StatisticsSpec | None,
-    grid: Grid,
+    model: Model, round_: int, purpose: str, staged: Iterable[bytes], contributors: Iterable[str], recipe: Recipe
 ) -> Model:
     """The next model, from the published integers alone: the same arithmetic, so the same bits, everywhere.
 
@@ -204,23 +241,30 @@ def apply(
         staged: the published sums of the first segments, as little-endian int32.
 
     Returns:
-        The next model; its parameters are the same array, changed segment by segment.
+        The next model; its parameters and moments are the same arrays, changed segment by segment.
     """
     names = sorted(contributors)
     if purpose == STATISTICS:
-        assert spec is not None
+        assert recipe.statistics is not None
         total = np.frombuffer(b"".join(staged), dtype="<i4").astype(np.float64)
-        return replace(model, round=round_, statistics=total * Grid(spec.bound, grid.plan).step, parties=len(names))
-    heaviest = max(weights.values())
-    factor = grid.step / (sum(weights[name] for name in names) / heaviest)
+        sums = total * Grid(recipe.statistics.bound, recipe.plan).step
+        return replace(model, round=round_, statistics=sums, parties=len(names))
+    if purpose == EVALUATE:
+        assert recipe.evaluation is not None
+        counts = np.frombuffer(b"".join(staged), dtype="<i4").astype(np.int64)
+        is_whole = counts.size == recipe.evaluation.length
+        figures = recipe.evaluation.figures(counts) if is_whole else [math.nan] * len(recipe.evaluation.names)
+        row = np.array([[float(round_), *figures]])
+        return replace(model, round=round_, curve=np.concatenate([model.curve, row]) if model.curve.size else row)
+    heaviest = max(recipe.weights.values())
+    factor = Grid(recipe.clip, recipe.plan).step / (sum(recipe.weights[name] for name in names) / heaviest)
     start = 0
     for integers in staged:
-        sums = np.frombuffer(integers, dtype="<i4").astype(np.float64)
-        part = model.parameters[start : start + sums.size]
-        sums *= factor
-        sums += part
-        part[:] = sums
-        start += sums.size
+        mean = np.frombuffer(integers, dtype="<i4").astype(np.float64)
+        part = slice(start, start + mean.size)
+        mean *= factor
+        recipe.optimiser.step(model.parameters[part], model.moments[:, part], mean)
+        start += mean.size
     return replace(model, round=round_)
 
 

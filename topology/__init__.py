@@ -3,7 +3,7 @@
 Standard library only and pure: the same roster, live set and seed give the same tree at every node.
 """
 
-from topology.quorum import hidden, quorum_met
+from topology.quorum import hidden, quorum_met, tells_apart
 from topology.roster import Member, Roster, TopologyError
 from topology.tree import Placement, Shape, Tree, check_placeable, place
 
@@ -18,4 +18,5 @@ __all__ = [
     "hidden",
     "place",
     "quorum_met",
+    "tells_apart",
 ]

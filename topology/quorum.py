@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 
 def hidden(contributors: Collection[str]) -> int:
@@ -20,3 +20,14 @@ def quorum_met(contributors: Collection[str], min_hidden: int) -> bool:
     ``contributors`` includes the key holder if, and only if, its own update is in the total.
     """
     return hidden(contributors) >= min_hidden
+
+
+def tells_apart(contributors: Collection[str], earlier: Iterable[Collection[str]], min_hidden: int) -> bool:
+    """Whether counts over this set, beside the same counts over an earlier one, would tell of too few parties.
+
+    The difference of the two totals is about those who are in one set only: nobody is, or everyone must be hidden among
+    them as in a total. Pairs of totals are compared, not what could be computed from three or more.
+    """
+    new = frozenset(contributors)
+    differences = (new ^ frozenset(old) for old in earlier)
+    return any(difference and not quorum_met(difference, min_hidden) for difference in differences)

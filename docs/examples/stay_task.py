@@ -5,7 +5,7 @@ import csv
 import numpy as np
 from numpy.typing import NDArray
 
-from node.tasks.base import Setup, Task, TaskError, TrainingRound
+from node.tasks.base import Evaluation, EvaluationSpec, Measure, Setup, Task, TaskError, TrainingRound
 
 COLUMNS = ("age", "previous_admissions", "stay_days")
 SCALES = (100.0, 10.0, 10.0)  # the same at every hospital: known before anyone looks at data
@@ -34,6 +34,9 @@ class StayTask(Task):
             trained -= np.float32(0.5) * np.append(x.T @ error, error.sum()) / len(days)
         return trained - model
 
-    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> dict[str, float]:
+    def evaluation_spec(self) -> EvaluationSpec:
+        return EvaluationSpec(measures=(Measure("days_off", 0.0, 100.0),))
+
+    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> Evaluation:
         error = self._test[:, :2] @ model[:2] + model[2] - self._test[:, 2]
-        return {"days_off": float(np.abs(error).mean() * SCALES[2]), "n": float(len(error))}
+        return Evaluation(len(error), measures={"days_off": min(float(np.abs(error).mean() * SCALES[2]), 100.0)})

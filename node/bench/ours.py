@@ -118,7 +118,7 @@ def measure(
             names = [str(party) for party in range(parties)]
             empty = update.Model(0, np.zeros(params, np.float32))
             weights = dict.fromkeys(names, 1)
-            model = update.apply(empty, 1, TRAIN, staged, names, weights, None, grid)
+            model = update.apply(empty, 1, TRAIN, staged, names, update.Recipe(plan, grid.bound, weights))
         exact &= bool(np.array_equal(np.frombuffer(b"".join(staged), "<i4"), total))
         error = max(error, float(np.abs(model.parameters - values).max()))
         sample = clock.runs[-1]

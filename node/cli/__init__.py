@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from keys.errors import WardtreeError
-from node.cli import bench, ceremony, chaos, doctor, local, network, node, operate, plan, study
+from node.cli import bench, ceremony, chaos, doctor, local, network, node, operate, plan, study, task
 from node.process import ENDED_FROM_OUTSIDE
 from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError
 from node.supervisor import EndedFromOutsideError
@@ -39,6 +39,7 @@ app.command("chaos")(chaos.chaos)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ceremony.app, name="ceremony")
 app.add_typer(study.app, name="study")
+app.add_typer(task.app, name="task")
 
 
 def _version(asked: bool) -> None:

@@ -96,7 +96,7 @@ def local(
     console = Console(stderr=as_json)
     if page is not None:
         typer.echo(f"Live page of {key_holder}, once it runs: http://127.0.0.1:{page}/", err=True)
-    with LiveView(checked.rounds) as view:
+    with LiveView(checked.schedule) as view:
         outcome = run_federation(federation, view.update, page)
     result = reports.build(federation, outcome, _comparison(federation, outcome))
     reports.write(federation.out, result)
@@ -169,10 +169,13 @@ def _comparison(federation: Federation, outcome: Outcome) -> dict[str, Any]:
 def _compare(federation: Federation) -> dict[str, Any]:
     """Runs in a process of its own: it reads every hospital's data, which only a simulation may."""
     from node.compare import compare
+    from node.protocol.messages import TRAIN
     from node.published import load_model
 
     models = [load_model(path) for path in sorted((federation.out / "models").glob("round-*.npz"))]
-    trained = [model for model in models if model.round >= 0] if models[-1].statistics is not None else models
+    purpose = federation.study.schedule.purpose
+    first = 0 if models[-1].statistics is not None else -1  # what training began with
+    trained = [model for model in models if model.round == first or purpose(model.round) == TRAIN]
     homes = {name: federation.home(name) for name in federation.names}
     parameters = [model.parameters for model in trained]
     return compare(federation.study, federation.data, homes, parameters, trained[-1].statistics)

@@ -41,7 +41,7 @@ def _metrics(report: Report) -> Iterator[Metric]:
     yield info
     for name, text, value in (
         ("closed_round", "The last round that was closed; -1 before the first.", _last(report)),
-        ("study_rounds", "Training rounds of the study.", report.rounds),
+        ("study_rounds", "Rounds of the study, those of evaluation among them.", report.rounds),
         ("has_parent", "1 while this node is connected to a parent.", report.parent is not None),
         ("children", "Parties that are connected below.", len(report.children)),
         ("last_contributors", "Parties in the last closed round.", report.closed[-1].contributors

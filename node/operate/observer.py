@@ -7,10 +7,11 @@ write. Nothing here is asked by the protocol, and nothing of an update comes by.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from node.home import STATUS, Home
@@ -30,15 +31,22 @@ class Observer:
     """Keeps the status file of one node."""
 
     def __init__(
-        self, home: Home, machine: Party, entries: list[dict[str, Any]], heard: Callable[[], float | None]
+        self,
+        home: Home,
+        machine: Party,
+        entries: list[dict[str, Any]],
+        heard: Callable[[], float | None],
+        curve: Callable[[], tuple[Sequence[str], list[list[float]]]],
     ) -> None:
         """
         Args:
             machine: read only, between two events.
             entries: the ledger's, to which it goes on adding.
             heard: gives when a neighbour was last heard, in seconds since 1970.
+            curve: gives the names of the published figures, and for each evaluation its round and the figures.
         """
-        self._home, self._machine, self._entries, self._heard = home, machine, entries, heard
+        self._home, self._machine, self._entries = home, machine, entries
+        self._heard, self._curve = heard, curve
         self._path = home.relay_folder / STATUS
         self._place = {home.tree.key_holder: None, **home.tree.parent}
         self._started = time.time()
@@ -51,7 +59,6 @@ class Observer:
         self._left_out: deque[int] = deque(maxlen=LAST_ROUNDS)
         self._left_out_count = 0
         self._stages: dict[str, dict[str, Any]] = {}
-        self._evaluations: deque[dict[str, Any]] = deque(maxlen=LAST_ROUNDS)
         self._warnings: deque[str] = deque(maxlen=LAST_WARNINGS)
         self._refused, self._error, self._model = 0, None, None
         self._lost: dict[str, int] = {}
@@ -75,8 +82,6 @@ class Observer:
             case "applied":
                 self._seconds[fields["round"]] = fields["seconds"]
                 self._model = fields["state"]
-            case "evaluation":
-                self._evaluations.append({"round": fields["round"], "metrics": dict(fields["metrics"])})
             case "lost":
                 self._lost[fields["peer"]] = self._opened[0]
             case "dropped":
@@ -122,7 +127,7 @@ class Observer:
             "party": home.name,
             "role": self._role(),
             "study": home.study.name,
-            "rounds": home.study.rounds,
+            "rounds": home.study.schedule.last,
             "federation": home.manifest.federation,
             "manifest_version": home.manifest.version,
             "manifest_digest": home.manifest.digest,
@@ -143,7 +148,7 @@ class Observer:
             "parties": self._parties(),
             "epsilon": None,
             "budget": None,
-            "evaluations": list(self._evaluations),
+            "evaluations": self._evaluations(),
             "refused": self._refused,
             "warnings": list(self._warnings),
             "error": self._error,
@@ -226,6 +231,14 @@ class Observer:
                 "contributed": None if last is None else name in last,
             }
             for name, (standing, since) in self._standing.items()
+        ]
+
+    def _evaluations(self) -> list[dict[str, Any]]:
+        """The learning curve, which is part of the published state; a figure that is no number is left out."""
+        names, rows = self._curve()
+        return [
+            {"round": int(number), "metrics": {n: f for n, f in zip(names, figures, strict=True) if math.isfinite(f)}}
+            for number, *figures in rows[-LAST_ROUNDS:]
         ]
 
     def _progress(self) -> dict[str, Any] | None:

@@ -103,7 +103,7 @@ class Status(_Part):
     party: str
     role: Role
     study: str
-    rounds: int = Field(description="Training rounds of the study.")
+    rounds: int = Field(description="Rounds of the study, those of evaluation among them.")
     federation: str
     manifest_version: int
     manifest_digest: str

@@ -73,12 +73,15 @@ class Attendance:
     def _has_way(self, name: str, place: Place, reached: set[str], neighbours: Collection[str]) -> bool:
         return name in neighbours if place.parent == self.key_holder else place.parent in reached
 
-    def closed(self, base: bytes, live: Collection[str], contributors: Collection[str], state: bytes) -> None:
-        """A round on ``base`` was closed: who was in it, or held that, follows it to ``state``."""
+    def closed(
+        self, base: bytes, live: Collection[str], asked: Collection[str], contributors: Collection[str], state: bytes
+    ) -> None:
+        """A round on ``base`` was closed: who was in it, or held that, follows it to ``state``. Who was ``asked`` to
+        contribute and gave nothing has missed it."""
         for name, place in self.places.items():
             if name in live or place.base == base:
                 place.base = state
-        for name in set(live) & self.places.keys():
+        for name in set(asked) & self.places.keys():
             place = self.places[name]
             place.missed = 0 if name in contributors else place.missed + 1
             if place.missed == MOST_MISSED:

@@ -217,12 +217,11 @@ class Climber(Feeder):
     def on_snapshot(self, event: ev.Received) -> None:
         snapshot = event.message
         assert isinstance(snapshot, Snapshot)
-        largest = 64 + 4 * self.lengths["train"] + 8 * self.lengths["statistics"]
         if snapshot.base == self.base:
             self.do(ev.Consume(event.peer))  # on its way when we told where we stand
         elif not self._missed or snapshot.base != self._missed[-1].close.state:
             self.drop(event, "the state after the closes that came", "another")
-        elif snapshot.segments > self.rules.parts(largest) or snapshot.segment not in (0, len(self._parts)):
+        elif snapshot.segments > self.rules.parts(self.largest) or snapshot.segment not in (0, len(self._parts)):
             self.drop(event, f"part {len(self._parts)}", f"{snapshot.segment} of {snapshot.segments}")
         elif len(snapshot.content) > 4 * self.rules.values_per_segment:
             self.drop(event, f"a part of {4 * self.rules.values_per_segment} bytes", f"{len(snapshot.content)}")
@@ -235,7 +234,7 @@ class Climber(Feeder):
 
     def on_adopted(self, event: ev.Adopted) -> None:
         closes, self._missed = tuple(self._missed), []
-        self.base, self.size = event.state, event.size
+        self.base, self.size, self.is_finished = event.state, event.size, event.finished
         self.do(*[ev.Keep(published) for published in closes])
         self.do(ev.SetTimer("silence", self.rules.silence_seconds))
         self.adopted(closes)

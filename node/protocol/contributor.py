@@ -29,7 +29,7 @@ class Contributor(Adder):
     @property
     def has_final_state(self) -> bool:
         """Whether the last round is closed: then there is nothing to wait for but the goodbye."""
-        return bool(self.chain) and self.chain[-1].close.round >= self.rules.rounds
+        return bool(self.chain) and (self.is_finished or self.chain[-1].close.round >= self.rules.schedule.last)
 
     @property
     def held(self) -> int:
@@ -76,13 +76,14 @@ class Contributor(Adder):
             self.join()  # the key holder did not know that we are here
             return
         self.climb_to(self.tree.parent[self.me])
-        if opening.round > self.last_round:
+        chosen = self.rules.chosen(opening.contributors, opening.purpose, self.base)
+        if self.me in chosen and opening.round > self.last_round:
             self.last_round = opening.round
             # The enclave starts while the disk takes the record, which is there before anything of it can be sent.
             self.do(ev.Train(opening.round, opening.purpose))
             self.do(ev.Record("training", opening.round, 0, frozenset()), ev.PullSegment(opening.round, 0))
         else:
-            self.round.awaited.discard(self.me)  # we trained in it before we restarted: never twice in a round
+            self.round.awaited.discard(self.me)  # we trained in it before we restarted (never twice), or pass things on
         self.do(ev.SetTimer("gather", self._patience(opening.gather_ms / 1000)))
         self._expect_connections()
         self._advance()
@@ -155,7 +156,7 @@ class Contributor(Adder):
     def on_applied(self, event: ev.Applied) -> None:
         assert self.closing is not None
         just_joined = self.joined_on == self.base  # the key holder may believe that we are still there
-        self.base, self.size = event.state, event.size
+        self.base, self.size, self.is_finished = event.state, event.size, event.finished
         self._stop_timers()
         self.do(ev.Keep(self.closing), ev.Wipe(event.round))
         self.do(ev.Report("closed", event.round, self.closing.close.contributors))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,22 +35,25 @@ class Resumed:
 class Ready:
     """Our own enclave has its data and model, and the ledger was read.
 
-    ``state`` is our state's digest, ``size`` its bytes; ``parameters`` and ``statistics`` are the lengths of
-    the two kinds of round. ``chain`` has the closed rounds behind the state; ``last_round`` is the last round
-    that we trained in or opened, ``forwarded`` the last that left us as the apex; ``begins`` the round that the
-    first state under this manifest is of (-1: it is new, and has no statistics). In ``posture`` our rooms run.
+    ``state`` is our state's digest, ``size`` its bytes, ``largest`` the bytes of the largest that this study may have,
+    ``finished`` whether the state ends it; ``lengths`` are the integers of a round by purpose. ``chain`` has the
+    closed rounds behind the state; ``last_round`` is the last round that we trained in or opened, ``forwarded`` the
+    last that left us as the apex; ``begins`` the round that the first state under this manifest is of (-1: it is new,
+    and has no statistics). In ``posture`` our rooms run; ``evaluated`` are the sets of the evaluations opened here.
     """
 
     state: bytes
-    parameters: int
-    statistics: int
+    lengths: Mapping[str, int]
     size: int
+    largest: int
     posture: str
     chain: tuple[Published, ...] = ()
     last_round: int = -1
     forwarded: int = -1
     begins: int = -1
     resumed: Resumed | None = None
+    finished: bool = False
+    evaluated: tuple[frozenset[str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,11 +152,12 @@ class OpeningRefused:
 
 @dataclass(frozen=True)
 class Applied:
-    """The totals are applied; the state now has this digest and so many bytes."""
+    """The totals are applied; the state now has this digest and so many bytes, and ends the study or not."""
 
     round: int
     state: bytes
     size: int
+    finished: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ class Adopted:
 
     state: bytes
     size: int
+    finished: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,24 @@ from typing import ClassVar
 from node.protocol import events as ev
 from node.protocol.attendance import Attendance
 from node.protocol.feeder import Feeder
-from node.protocol.messages import STATISTICS, TRAIN, Absent, Close, Fail, Finish, Gone, Joined, Open, Partial, Total
+from node.protocol.messages import (
+    EVALUATE,
+    IDLE,
+    STATISTICS,
+    Absent,
+    Close,
+    Fail,
+    Finish,
+    Gone,
+    Joined,
+    Open,
+    Partial,
+    Total,
+)
 from node.protocol.party import Rules, State, Table
 from topology import Placement, TopologyError, Tree, quorum_met
+
+TELLS_APART = "its set would tell of too few parties, beside an earlier one"
 
 
 @dataclass
@@ -24,6 +39,7 @@ class Round:
     opening: Open
     tree: Tree
     segments: int
+    chosen: frozenset[str]  # who may contribute, beside us
     own: bool | None = None  # whether our own integers are in the key room; None: not known yet
     others: frozenset[str] = frozenset()
     attempt: int = -1
@@ -47,6 +63,7 @@ class KeyHolder(Feeder):
         self.began = self.is_told = False
         self.closing: tuple[str, frozenset[str], int] | None = None
         self.resumed: ev.Resumed | None = None
+        self.evaluated: list[frozenset[str]] = []
 
     def route_is_right(self, event: ev.Received) -> bool:
         message, sender = event.message, event.sender
@@ -60,7 +77,7 @@ class KeyHolder(Feeder):
     def on_ready(self, event: ev.Ready) -> None:
         self.ready(event)
         self.chain.extend(event.chain)
-        self.begins = event.begins
+        self.begins, self.evaluated = event.begins, [*event.evaluated]
         self.number = max(event.last_round, event.begins, *(published.close.round for published in event.chain))
         self.state = State.IDLE
         self.resumed = event.resumed
@@ -177,33 +194,40 @@ class KeyHolder(Feeder):
         self.began, self.orphans = True, False
         needs_statistics = self.lengths[STATISTICS] and not self.chain and self.begins < 0
         self.number = max(self.number + 1, 0 if needs_statistics else 1)
-        purpose = STATISTICS if needs_statistics else TRAIN
-        milliseconds = round(self.rules.gather_seconds * 1000)
-        opening = Open(self.number, self.base, live, purpose, self.lengths[purpose], True, milliseconds)
+        purpose = STATISTICS if needs_statistics else self.rules.schedule.purpose(self.number)
+        if purpose == EVALUATE and not self.rules.may_evaluate(live, self.evaluated):
+            # In the ledger: after a restart it is not held either, when some may have gone home already.
+            self.do(ev.Record("skipped", self.number, 0, frozenset()))
+            self.do(ev.Report(f"not evaluated: {TELLS_APART}", self.number))
+            return self._begin_with(live)  # with the next round, or the end
+        chosen = self.rules.chosen(live, purpose, self.base)
+        is_chosen, milliseconds = self.me in chosen, round(self.rules.gather_seconds * 1000)
+        opening = Open(self.number, self.base, live, purpose, self.lengths[purpose], is_chosen, milliseconds)
         self.present.expected = live - {self.me}
-        self.round = Round(opening, tree, self.rules.segments(self.lengths[purpose]))
+        self.round = Round(opening, tree, self.rules.segments(self.lengths[purpose]), chosen - {self.me})
         self.state = State.GATHERING
-        self.do(ev.Report("opened", self.number), ev.Train(self.number, purpose))
+        if not is_chosen:
+            self.round.own = False
+        self.do(ev.Report("opened", self.number), ev.Train(self.number, purpose if is_chosen else IDLE))
         self.do(ev.Record("training", self.number, 0, frozenset()), ev.SetTimer("round", self.rules.gather_seconds))
         self.open_log(self.number, opening)
         return True
 
     @property
     def _is_finished(self) -> bool:
-        return self.number >= self.rules.rounds
+        return self.is_finished or self.number >= self.rules.schedule.last
 
     def on_partial(self, event: ev.Received) -> None:
         partial, round_ = event.message, self.round
         assert isinstance(partial, Partial)
         assert round_ is not None
-        others = round_.opening.contributors - {self.me}
         if event.peer != round_.tree.apex:
             self.drop(event, "a total from the apex", "one from somebody else")
         elif (partial.round, partial.base) != (round_.opening.round, self.base):
             self.drop(event, f"round {round_.opening.round} on our state", f"round {partial.round}")
         elif round_.ended or partial.segment != round_.arrived or partial.segment >= round_.segments:
             self.drop(event, f"segment {round_.arrived}", str(partial.segment))
-        elif not partial.contributors or not partial.contributors <= others:
+        elif not partial.contributors or not partial.contributors <= round_.chosen:
             self.drop(event, "contributors beside the key holder", "others or none")
         elif partial.segment and (partial.contributors, partial.attempt) != (round_.others, round_.attempt):
             self.drop(event, "the set that segment 0 froze", "another")
@@ -235,10 +259,10 @@ class KeyHolder(Feeder):
         if round_.next:
             self._forget_parts(round_)
             self._end_round()
-        elif not quorum_met(round_.others, self.rules.min_hidden):
-            self._fail("below the quorum: nothing was opened")
         else:
-            round_.own = False
+            round_.own, self.state = False, State.GATHERING
+            if round_.opening.purpose == EVALUATE:
+                self.evaluated.pop()  # it was not opened
             self._advance()
 
     def on_absent(self, event: ev.Received) -> None:
@@ -267,6 +291,10 @@ class KeyHolder(Feeder):
             if not round_.parts or not quorum_met(self._contributors(round_), self.rules.min_hidden):
                 self._fail("below the quorum: nothing was opened")
                 return
+            is_evaluation = round_.opening.purpose == EVALUATE
+            if is_evaluation and not self.rules.may_evaluate(self._contributors(round_), self.evaluated):
+                self._fail(f"{TELLS_APART}: nothing was opened")
+                return
             self.state = State.FLOWING
             self.do(ev.SetTimer("round", self.rules.gather_seconds))
         if self.state is not State.FLOWING or round_.busy:
@@ -275,6 +303,8 @@ class KeyHolder(Feeder):
             round_.busy = True
             ciphertexts = round_.parts[round_.next]
             if round_.next == 0:  # the key room's ledger has every segment
+                if round_.opening.purpose == EVALUATE:
+                    self.evaluated.append(self._contributors(round_))
                 self.do(ev.Record("opening", self.number, 0, self._contributors(round_)))
             length = self.rules.segment_length(round_.opening.length, round_.next)
             self.do(ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts, length))
@@ -327,9 +357,11 @@ class KeyHolder(Feeder):
             self.is_over = True
         else:
             self.append(published.close, is_last=True)
-        live = self.round.opening.contributors if self.round else frozenset[str]()
-        self.present.closed(base, live, contributors, event.state)
+        nobody = frozenset[str]()
+        live, asked = (self.round.opening.contributors, self.round.chosen) if self.round else (nobody, nobody)
+        self.present.closed(base, live, asked, contributors, event.state)
         self.round, self.base, self.size, self.state = None, event.state, event.size, State.IDLE
+        self.is_finished = event.finished
         self.failures = 0
         self.closed(published)
         self._wait()

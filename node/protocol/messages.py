@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-STATISTICS, TRAIN = "statistics", "train"
-"""The purposes of a round: sums that must exist before training, and model updates."""
+STATISTICS, TRAIN, EVALUATE = "statistics", "train", "evaluate"
+"""The purposes of a round: sums that must exist before training, model updates, counts of how good the model is."""
+IDLE = "idle"
+"""What the key holder's own enclave is for in a round in which it is not among the chosen; never on the wire."""
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, ClassVar
 
 from node.protocol import events as ev
-from node.protocol.messages import STATISTICS, TRAIN, Message
+from node.protocol.messages import TRAIN, Message
 from node.protocol.posture import NO_GAPS, Minimum
-from topology import Placement
+from node.protocol.schedule import Schedule
+from topology import Placement, tells_apart
 
 
 class State(Enum):
@@ -27,9 +30,13 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Rules:
-    """What the signed manifest and the plan say about rounds. Times in seconds."""
+    """What the signed manifest and the plan say about rounds. Times in seconds.
 
-    rounds: int
+    ``sample`` is the share of the living parties that train in a round; the others pass on what comes. ``near_sets``
+    allows evaluations over sets of which two totals tell of fewer than ``min_hidden`` parties.
+    """
+
+    schedule: Schedule
     min_hidden: int
     values_per_segment: int
     window: int
@@ -40,6 +47,8 @@ class Rules:
     goodbye_seconds: float = 5.0
     most_failures: int = 10
     minimum: Minimum = NO_GAPS
+    sample: float = 1.0
+    near_sets: bool = False
 
     @property
     def silence_seconds(self) -> float:
@@ -51,6 +60,19 @@ class Rules:
 
     def segment_length(self, length: int, segment: int) -> int:
         return min(self.values_per_segment, length - segment * self.values_per_segment)
+
+    def chosen(self, living: Set[str], purpose: str, base: bytes) -> frozenset[str]:
+        """Who of the living contributes to a round on this state: all, or of a training the sample, which nobody
+        chooses: it follows from the state."""
+        if purpose != TRAIN or self.sample == 1:
+            return frozenset(living)
+        count = max(math.ceil(self.sample * len(living)), self.min_hidden + 1)
+        order = sorted(living, key=lambda name: hashlib.sha256(b"wardtree/sample/1\0" + base + name.encode()).digest())
+        return frozenset(order[:count])
+
+    def may_evaluate(self, contributors: Set[str], earlier: Iterable[Set[str]]) -> bool:
+        """Whether an evaluation over this set, beside those over ``earlier`` ones, tells of nobody alone."""
+        return self.near_sets or not tells_apart(contributors, earlier, self.min_hidden)
 
     def parts(self, size: int) -> int:
         """In how many parts a state of so many bytes travels."""
@@ -70,7 +92,8 @@ class Party:
         self.key_holder = placement.roster.key_holder
         self.state = State.JOINING
         self.base = b""
-        self.size = 0
+        self.size = self.largest = 0
+        self.is_finished = False  # the state says so: the study stops before its last round
         self.posture = ""
         self.lengths: Mapping[str, int] = {}
         self.parent: str | None = None
@@ -124,7 +147,7 @@ class Party:
     def ready(self, event: ev.Ready) -> None:
         """Our own state is known."""
         self.base, self.size, self.posture = event.state, event.size, event.posture
-        self.lengths = {STATISTICS: event.statistics, TRAIN: event.parameters}
+        self.lengths, self.largest, self.is_finished = event.lengths, event.largest, event.finished
 
     # ---- for subclasses ---------------------------------------------------------------------------------
 

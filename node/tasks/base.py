@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,22 +53,61 @@ class StatisticsSpec:
 
 @dataclass(frozen=True)
 class TrainingRound:
-    """Round ``number`` of 1..``rounds`` (0 where the first model is evaluated).
+    """Round ``number`` of 1..``rounds`` of training; where a model is evaluated, the last round behind it, from 0.
 
-    ``statistics`` is the published sum over ``parties`` parties, None for a task without statistics.
+    ``statistics`` is the published sum over ``parties`` parties, None for a task without statistics. ``rate`` is the
+    factor by which the study's schedule multiplies the task's learning rate in this round. ``carried`` is what the
+    task's ``carry`` gave after its last round here, None before the first and after a restart of the node.
     """
 
     number: int
     rounds: int
     statistics: NDArray[np.float64] | None
     parties: int
+    rate: float = 1.0
+    carried: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of one example, such as a loss or a Dice score, within ``low`` and ``high``."""
+
+    name: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """What ``evaluate`` measures: the scores of ``classes`` classes (0: none; at least 2), and means of ``measures``.
+
+    Both follow from the options only, like a :class:`StatisticsSpec`.
+    """
+
+    classes: int = 0
+    measures: tuple[Measure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model on one party's held-out examples.
+
+    ``labels``, shape (examples,), are class numbers from 0; ``scores``, (examples, classes), or (examples,) for the
+    second of two classes, are from 0 to 1. ``measures`` has the mean of each measure over the examples.
+    """
+
+    examples: int
+    labels: NDArray[np.integer[Any]] | None = None
+    scores: NDArray[np.floating[Any]] | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Task(Protocol):
     """One hospital's learning task.
 
     Inherit from it to get what a task without options and statistics needs, or only look like it.
-    ``examples`` counts all rows of this hospital, ``parameters`` the values of the flat model.
+    ``examples`` counts all rows of this hospital, ``parameters`` the values of the flat model: those that are shared.
+    What stays at the hospital, as normalisation buffers or a head of its own, goes into ``carry``.
     """
 
     examples: int
@@ -100,6 +139,18 @@ class Task(Protocol):
     def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
         """The update, (parameters,): the model trained on this party's data minus ``model``."""
 
+    def carry(self) -> bytes | None:
+        """After ``train``: what this party's next round is to begin with, as an optimiser's state or layers of its own.
+
+        It is sealed before it leaves the enclave, under a key that only enclaves of this node have.
+        """
+        return None
+
+    def evaluation_spec(self) -> EvaluationSpec | None:
+        """What ``evaluate`` gives, or None for a task that a study cannot have evaluated by all together."""
+        return None
+
     @abstractmethod
-    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> dict[str, float]:
-        """Figures of ``model`` on this party's held-out data."""
+    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> Evaluation:
+        """``model`` on this party's held-out data. Only sums over all parties leave the hospital, and only where the
+        study has an evaluation."""

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from node.settings import Settings, problems
-from node.tasks.base import OptionsError, Setup, Task, TrainingRound
+from node.tasks.base import Evaluation, EvaluationSpec, Measure, OptionsError, Setup, Task, TrainingRound
+
+_MOST_RMS = 1000.0
 
 
 class SyntheticOptions(Settings):
@@ -55,8 +57,13 @@ class SyntheticTask(Task):
             time.sleep(self._seconds)
         return update
 
-    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> dict[str, float]:
-        return {"rms": float(np.sqrt(np.mean(np.square(model, dtype=np.float64))))}
+    def evaluation_spec(self) -> EvaluationSpec:
+        return EvaluationSpec(measures=(Measure("rms", 0.0, _MOST_RMS),))
+
+    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> Evaluation:
+        """One example, whose measure is the root of the model's mean square."""
+        rms = float(np.sqrt(np.mean(np.square(model, dtype=np.float64))))
+        return Evaluation(1, measures={"rms": min(rms, _MOST_RMS)})
 
 
 def _options(table: Mapping[str, Any]) -> SyntheticOptions:

@@ -15,11 +15,23 @@ from pydantic import Field, ValidationError, model_validator
 
 from node.data import DataError, Table, read_table
 from node.settings import Settings, problems, shown
-from node.tasks.base import OptionsError, Setup, StatisticsSpec, Task, TaskError, TrainingRound
+from node.tasks.base import (
+    Evaluation,
+    EvaluationSpec,
+    Measure,
+    OptionsError,
+    Setup,
+    StatisticsSpec,
+    Task,
+    TaskError,
+    TrainingRound,
+)
 
 # A column that varies less than this (of its range [-1, 1], squared) is taken as constant: below it the variance
 # would be made of the rounding of the published sums.
 _LEAST_VARIANCE = 1e-3
+
+_MOST_LOSS = 20.0
 
 
 class Target(Settings):
@@ -69,6 +81,7 @@ class TabularOptions(Settings):
     local_epochs: int = Field(default=5, ge=1, description="a whole number above 0")
     batch_size: int = Field(default=32, ge=1, description="a whole number above 0")
     l2: float = Field(default=0.001, ge=0, description="a number of at least 0")
+    proximal: float = Field(default=0.0, ge=0, description="a number of at least 0")
     max_examples: int = Field(default=1000, ge=1, description="a whole number above 0")
 
     @model_validator(mode="after")
@@ -136,39 +149,40 @@ class TabularTask(Task):
         return np.zeros(self.parameters, np.float32)
 
     def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
-        """``local_epochs`` passes of stochastic gradient descent, in the order of torch's global generator."""
+        """``local_epochs`` passes of stochastic gradient descent, in the order of torch's global generator.
+
+        With ``proximal`` = mu the loss has mu/2 times the squared distance from ``model`` besides: FedProx (Li et al.
+        2020, equation 2).
+        """
         import torch
         from torch.nn.functional import binary_cross_entropy_with_logits
 
         x = torch.from_numpy(self._standardised(self._train.x, round))
         y = torch.from_numpy(self._train.y.astype(np.float32))
-        weights = torch.from_numpy(model.astype(np.float32)).requires_grad_()  # astype: a copy of our own
+        begun = torch.from_numpy(model.astype(np.float32))  # astype: a copy of our own
+        weights = begun.clone().requires_grad_()
         for _ in range(self._options.local_epochs):
             for batch in torch.randperm(len(y)).split(self._options.batch_size):
                 loss = binary_cross_entropy_with_logits(x[batch] @ weights[:-1] + weights[-1], y[batch])
                 penalty = self._options.l2 / 2 * weights[:-1].square().sum()
+                penalty = penalty + self._options.proximal / 2 * (weights - begun).square().sum()
                 (gradient,) = torch.autograd.grad(loss + penalty, weights)
                 with torch.no_grad():
-                    weights -= self._options.learning_rate * gradient
+                    weights -= self._options.learning_rate * round.rate * gradient
         trained: NDArray[np.float32] = weights.detach().numpy()
         return trained - model
 
-    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> dict[str, float]:
-        """On the held-out rows: n, prevalence, accuracy; with both classes, balanced accuracy and AUC."""
-        from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+    def evaluation_spec(self) -> EvaluationSpec:
+        return EvaluationSpec(classes=2, measures=(Measure("log_loss", 0.0, _MOST_LOSS),))
 
+    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> Evaluation:
+        """On the held-out rows: how likely each is ill by the model, and the mean of minus the logarithm of how likely
+        the truth was."""
         y = self._test.y
-        logits = self._standardised(self._test.x, round) @ model[:-1] + model[-1]
-        ill = (logits > 0).astype(np.float64)
-        figures = {
-            "n": float(len(y)),
-            "prevalence": float(y.mean()),
-            "accuracy": float(accuracy_score(y, ill)),
-        }
-        if 0 < y.mean() < 1:
-            figures["balanced_accuracy"] = float(balanced_accuracy_score(y, ill))
-            figures["auc"] = float(roc_auc_score(y, logits))
-        return figures
+        logits = (self._standardised(self._test.x, round) @ model[:-1] + model[-1]).astype(np.float64)
+        losses = np.logaddexp(0.0, np.where(y > 0, -logits, logits))
+        loss = float(np.minimum(losses, _MOST_LOSS).mean())
+        return Evaluation(len(y), y.astype(np.int64), np.exp(-np.logaddexp(0.0, -logits)), {"log_loss": loss})
 
     def _standardised(self, x: NDArray[np.float64], round: TrainingRound) -> NDArray[np.float32]:
         """``x`` with mean 0 and deviation 1 over all hospitals; a missing cell is at the mean."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 from node.operate.status import Report
+from node.tasks.base import Evaluation, EvaluationSpec, Measure, TrainingRound
 from node.tasks.synthetic import SyntheticTask
 from tests.end_to_end.commands import wait_until, wardtree
 from tests.end_to_end.watched import Watched, watched
@@ -44,6 +45,8 @@ params = 60000
 seconds = 0.3
 [aggregation]
 segment_ciphertexts = 1
+[evaluation]
+every = 1
 [deadlines]
 round_seconds = 25.0
 join_seconds = 60.0
@@ -53,8 +56,14 @@ join_seconds = 60.0
 class PlantedTask(SyntheticTask):
     """Trains as the synthetic task does, and gives what a search would find."""
 
-    def train(self, model: NDArray[np.float32], round: Any) -> NDArray[np.float32]:
+    def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
         return np.full_like(super().train(model, round), PLANTED)
+
+    def evaluation_spec(self) -> EvaluationSpec:
+        return EvaluationSpec(measures=(Measure("loss", 0.0, 1.0),))
+
+    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> Evaluation:
+        return Evaluation(1, measures={"loss": 1 / (2 + round.number)})
 
 
 class Page:
@@ -129,6 +138,7 @@ def test_the_page_in_a_browser_shows_a_killed_node_as_dead_within_five_seconds(
         page.picture(tmp_path / "dark.png", 1180, 900, dark=True)
         page.picture(tmp_path / "narrow.png", 420, 1800)
         assert page.ask("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut off on a telephone"
+        assert page.ask("document.querySelectorAll('#scores svg').length") >= 1, "the learning curve"
         assert page.complaints() == []
         asked = {address.removeprefix(pages[nodes.key_holder].address) for address in page.requested()}
         assert asked == {"", "status.json"}, "it asks for nothing outside"
@@ -245,6 +255,7 @@ SHOWN = {
     "closed[].closed_at", "closed[].seconds", "refused", "warnings[]", "error", "ledger[].time",
     *(f"stages.{stage}.{what}" for stage in ("train", "protect", "merge", "open", "apply")
       for what in ("count", "seconds", "last")),
+    "evaluations[].round", "evaluations[].metrics.examples", "evaluations[].metrics.loss",
     "round",  # null between rounds
 }  # fmt: skip
 """Every key that an answer may have, by why all may know it, or it is this node's own to show. A new key must be

@@ -24,9 +24,24 @@ from node.protocol.codec import KINDS, Codec, Frame, RemoteProtocolError
 from node.protocol.contributor import Contributor
 from node.protocol.keyholder import KeyHolder
 from node.protocol.link import BYE, CREDIT, DATA, HELLO, Link, Wire
-from node.protocol.messages import Absent, Close, Fail, Finish, Gone, Joined, Message, Open, Partial, Snapshot, Total
+from node.protocol.messages import (
+    STATISTICS,
+    TRAIN,
+    Absent,
+    Close,
+    Fail,
+    Finish,
+    Gone,
+    Joined,
+    Message,
+    Open,
+    Partial,
+    Snapshot,
+    Total,
+)
 from node.protocol.party import Party, Rules
 from node.protocol.posture import UNCONFINED, Posture
+from node.protocol.schedule import Schedule
 from node.published import state_from, state_part, state_size
 from node.update import Model
 from topology import Member, Placement, Roster
@@ -241,7 +256,7 @@ def _channel_seeds() -> Iterator[bytes]:
 # ---- the round machines ---------------------------------------------------------------------------------
 
 PLACEMENT = Placement(ROSTER, b"seed")
-RULES = Rules(3, 2, 10, 2, 20.0, 30.0)
+RULES = Rules(Schedule(3), 2, 10, 2, 20.0, 30.0)
 
 
 @dataclass
@@ -323,7 +338,7 @@ def _run_machine(party: Party, data: bytes) -> None:
                 ended = ended or isinstance(command, ev.Stop)
                 waiting.extend(_answers(draw, command))
 
-    happen(ev.Ready(BASE, 25, draw.of((0, 3)), 40, CONFINED))
+    happen(ev.Ready(BASE, {TRAIN: 25, STATISTICS: draw.of((0, 3))}, 40, 200, CONFINED))
     while draw.data and not ended:
         peer = draw.of([name for name in NAMES if name != party.me])
         match draw.below(12):

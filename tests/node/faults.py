@@ -8,8 +8,9 @@ from typing import Any
 
 from node.protocol.contributor import Contributor
 from node.protocol.keyholder import KeyHolder
+from node.protocol.messages import EVALUATE
 from tests.node.network import FIRST, Network
-from topology import quorum_met
+from topology import quorum_met, tells_apart
 
 
 class ViolationError(AssertionError):
@@ -27,7 +28,7 @@ class Outcome:
 def trouble(network: Network, faults: Counter[str], key_holder_too: bool = True) -> None:
     """Plan faults over the first part of a run; after it everything is mended and everyone is back."""
     draw = network.random
-    until = draw.uniform(5.0, 15.0 * network.rules.rounds)
+    until = draw.uniform(5.0, 15.0 * network.rules.schedule.last)
     network.slow = draw.choice((0.0, 0.0, 0.02, 0.1))
     network.doubled = draw.choice((0.0, 0.0, 0.05))
     network.key_holder_seconds = draw.choice((2.0, 8.0))
@@ -69,7 +70,7 @@ def trouble(network: Network, faults: Counter[str], key_holder_too: bool = True)
             network.plan(when, lambda name=name: kill(name))  # type: ignore[misc]
         elif kind == "moment":
             moment = draw.choice(("training", "forwarded", "forwarded", "opening"))
-            network.moments[moment, draw.randrange(network.rules.rounds + 1)] = kill_near
+            network.moments[moment, draw.randrange(network.rules.schedule.last + 1)] = kill_near
         elif kind == "stop":
             network.plan(when, lambda name=name: stop(name))  # type: ignore[misc]
         elif kind == "cut":
@@ -77,7 +78,7 @@ def trouble(network: Network, faults: Counter[str], key_holder_too: bool = True)
         elif kind == "flicker":
             network.plan(when, network.flicker)
         else:
-            network.lose_own.add((name, draw.randrange(network.rules.rounds + 1)))
+            network.lose_own.add((name, draw.randrange(network.rules.schedule.last + 1)))
 
     def mend() -> None:
         network.mend()
@@ -101,9 +102,10 @@ def run_with_faults(
     check(network)
     opened = Counter(opening.round for opening in network.openings)
     for round_, segments in opened.items():
-        length = network.lengths["statistics" if round_ == 0 else "train"]
-        listed = next(o.listed for o in network.openings if o.round == round_)
-        whole = segments == network.rules.segments(length) and len(listed) == parties
+        length = network.lengths[network.rules.schedule.purpose(round_)]
+        opening = next(opening for opening in network.openings if opening.round == round_)
+        asked = network.rules.chosen(frozenset(network.names), network.rules.schedule.purpose(round_), opening.base)
+        whole = segments == network.rules.segments(length) and opening.listed == asked
         outcome.rounds["complete" if whole else "partial"] += 1
     tried = {round_ for what, round_, _ in network.disks[network.key_holder].records if what == "training"}
     outcome.rounds["failed"] += len(tried - opened.keys())
@@ -126,6 +128,12 @@ def check(network: Network) -> None:
         require(quorum_met(opening.listed, network.rules.min_hidden), f"{opening}: everyone is hidden")
         require((opening.round, opening.segment) not in seen, f"{opening}: one opening per round and segment")
         seen.add((opening.round, opening.segment))
+    evaluated = {o.round: o.listed for o in network.openings if network.rules.schedule.purpose(o.round) == EVALUATE}
+    earlier: list[frozenset[str]] = []
+    for listed in evaluated.values():
+        apart = tells_apart(listed, earlier, network.rules.min_hidden)
+        earlier.append(listed)
+        require(not apart, "two evaluations over sets that tell of too few parties")
     for round_, sets in network.ciphertexts_at_key_holder.items():
         require(len(sets) == 1, f"round {round_} reached the key holder over {len(sets)} sets")
     published: dict[bytes, set[frozenset[str]]] = {}

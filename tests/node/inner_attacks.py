@@ -34,7 +34,7 @@ from node.model_keeper import ModelKeeper
 from node.protocol import events as ev
 from node.protocol.codec import Codec
 from node.protocol.contributor import Contributor
-from node.protocol.messages import Close, Message, Snapshot
+from node.protocol.messages import TRAIN, Close, Message, Snapshot
 from node.published import state_part
 from node.telemetry import Telemetry
 from node.update import Model, seal_segment
@@ -298,7 +298,7 @@ class Rejoiner:
         self.keeper.begin(LENGTH, 0, bytes(4 * LENGTH))
         self.machine = Contributor(self.home.name, self.home.placement, self.home.rules)
         self.first = self.keeper.digest
-        self.happen(ev.Ready(self.first, LENGTH, 0, self.keeper.size, CONFINED))
+        self.happen(ev.Ready(self.first, {TRAIN: LENGTH}, self.keeper.size, self.keeper.largest, CONFINED))
         self.happen(ev.Up(self.scene.apex))
 
     def happen(self, event: ev.Event) -> None:

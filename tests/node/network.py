@@ -22,9 +22,10 @@ from node.protocol import events as ev
 from node.protocol.contributor import Contributor
 from node.protocol.keyholder import KeyHolder
 from node.protocol.link import Link, Wire
-from node.protocol.messages import STATISTICS, Message, Partial, Snapshot, Total
+from node.protocol.messages import EVALUATE, IDLE, STATISTICS, TRAIN, Message, Partial, Snapshot, Total
 from node.protocol.party import Party, Rules
 from node.protocol.posture import Posture
+from node.protocol.schedule import Schedule
 from topology import Member, Placement, Roster
 
 GONE, RETRY = 2.0, 0.4
@@ -57,6 +58,7 @@ class Disk:
     records: list[tuple[str, int, int]] = field(default_factory=list)
     staged: list[ev.Stage] = field(default_factory=list)
     history: list[bytes] = field(default_factory=list)
+    evaluated: list[frozenset[str]] = field(default_factory=list)
 
 
 @dataclass
@@ -92,16 +94,19 @@ class Network:
         machines: tuple[type[KeyHolder], type[Contributor]] = (KeyHolder, Contributor),
         dial_out: int = 0,
         postures: Mapping[str, str] = MappingProxyType({}),
+        every: int = 0,
+        sample: float = 1.0,
+        ends_after: int = 1_000,
     ) -> None:
-        self.postures = postures
+        self.postures, self.ends_after = postures, ends_after
         self.random = random.Random(seed)
         names = [f"p{i:02}" for i in range(parties)]
         members = tuple(Member(name, i < parties - dial_out) for i, name in enumerate(names))
         self.placement = Placement(Roster(members, names[0]), b"seed")
         self.names, self.key_holder = tuple(names), names[0]
         self.tree = self.placement.tree(names)
-        self.lengths = {"train": length, STATISTICS: statistics}
-        self.rules = Rules(rounds, min_hidden, 10, window, 20.0, 30.0)
+        self.lengths = {TRAIN: length, STATISTICS: statistics, EVALUATE: statistics}
+        self.rules = Rules(Schedule(rounds, every), min_hidden, 10, window, 20.0, 30.0, sample=sample)
         self.machines, self.bases = machines, bases or {}
         self.now, self._count = 0.0, itertools.count()
         self._queue: list[tuple[float, int, str, tuple[Any, ...]]] = []
@@ -133,27 +138,34 @@ class Network:
         node = self.nodes[name] = Node(name, machine)
         disk = self.disks[name]
         records = disk.records
-        last = {what: max((r for w, r, _ in records if w == what), default=-1) for what in ("training", "forwarded")}
+        tried = max((r for w, r, _ in records if w in ("training", "skipped")), default=-1)
+        forwarded = max((r for w, r, _ in records if w == "forwarded"), default=-1)
         self._at(
             self.random.uniform(0.1, 1.0),
             "event",
             node,
             ev.Ready(
                 disk.state,
-                self.lengths["train"],
-                self.lengths[STATISTICS],
+                self.lengths,
                 self._size(disk),
+                self._size(disk) + 8 * self.lengths[STATISTICS],
                 self.postures.get(name, CONFINED),
                 disk.chain,
-                last["training"],
-                last["forwarded"],
+                tried,
+                forwarded,
                 -1,
                 self._resumed(disk),
+                self.is_over(disk),
+                tuple(disk.evaluated),
             ),
         )
 
     def _size(self, disk: Disk) -> int:
-        return 17 + 4 * self.lengths["train"] + (8 * self.lengths[STATISTICS] if disk.chain else 0)
+        return 17 + 4 * self.lengths[TRAIN] + (8 * self.lengths[STATISTICS] if disk.chain else 0)
+
+    def is_over(self, disk: Disk) -> bool:
+        """Whether the state says that the study ends: here after so many closed rounds."""
+        return len(disk.history) >= self.ends_after
 
     def _resumed(self, disk: Disk) -> ev.Resumed | None:
         if not disk.staged:
@@ -360,9 +372,11 @@ class Network:
                         self._at(GONE, "broken", other, node.name, 0)
             case ev.Drop():
                 self.drops.append((node.name, command))
-            case ev.Train(round_, _):
+            case ev.Train(round_, purpose):
                 node.training = (node.name, round_) not in self.lose_own
-                if not node.training:
+                if purpose == IDLE:
+                    pass
+                elif not node.training:
                     self._soon(node, ev.OwnLost(round_))
                 elif node.name == self.key_holder:
                     self._soon(node, ev.Contributed(round_), 0.01, self.key_holder_seconds)
@@ -374,8 +388,10 @@ class Network:
             case ev.Merge(round_, attempt, segment, parts):
                 names = sorted(name for part in parts for name in part.decode().split())
                 self._soon(node, ev.Merged(round_, attempt, segment, " ".join(names).encode()))
-            case ev.Record(what, round_, segment, _):
+            case ev.Record(what, round_, segment, contributors):
                 disk.records.append((what, round_, segment))
+                if what == "opening" and self.rules.schedule.purpose(round_) == EVALUATE:
+                    disk.evaluated.append(contributors)
                 fault = self.moments.pop((what, round_), None)
                 if fault:
                     self._at(self.random.choice((0.0, 0.05, 0.5)), "fault", partial(fault, node.name))
@@ -385,8 +401,7 @@ class Network:
                 held = sorted([*ciphertexts.decode().split(), *([f"{node.name}:{round_}"] if own else [])])
                 listed = others | ({node.name} if own else frozenset())
                 self.openings.append(Opening(round_, segment, node.machine.base, listed, held))
-                length = self.lengths[STATISTICS] if len(disk.chain) == 0 else self.lengths["train"]
-                size = 4 * self.rules.segment_length(length, segment)
+                size = 4 * command.length
                 self._soon(node, ev.Opened(round_, segment, f"{held}".encode().ljust(size)[:size]))
             case ev.Stage():
                 node.staged.append(command)
@@ -404,7 +419,7 @@ class Network:
                 if state == closes[-1].close.state:
                     disk.state = state
                     disk.history += [published.close.state for published in closes]
-                    self.event(node, ev.Adopted(state, self._size(Disk(chain=closes))))
+                    self.event(node, ev.Adopted(state, self._size(Disk(chain=closes)), self.is_over(disk)))
                 else:
                     self.event(node, ev.NotAdopted())
             case ev.Wipe():
@@ -430,4 +445,5 @@ class Network:
         disk.history.append(disk.state)
         if disk.state not in self.disks[self.key_holder].history:
             self.violations.append(f"{node.name} applied round {command.round} before the key holder closed it")
-        self.event(node, ev.Applied(command.round, disk.state, self._size(Disk(chain=(None,)))))  # type: ignore[arg-type]
+        size = self._size(Disk(chain=(None,)))  # type: ignore[arg-type]
+        self.event(node, ev.Applied(command.round, disk.state, size, self.is_over(disk)))

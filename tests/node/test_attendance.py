@@ -57,7 +57,7 @@ def test_who_came_back_during_a_round_follows_it_to_its_close(present: Attendanc
     present.expected -= {"bo", "cy"}
     present.joined("bo", "ada", BEFORE)
     present.joined("cy", "ada", b"long before")
-    present.closed(BEFORE, {"key", "ada", "dee"}, {"key", "ada", "dee"}, NOW)
+    present.closed(BEFORE, {"key", "ada", "dee"}, {"ada", "dee"}, {"key", "ada", "dee"}, NOW)
     assert live(present) == {"ada", "bo", "dee"}
 
 
@@ -65,7 +65,7 @@ def test_who_gives_nothing_twice_must_say_again_that_it_is_there(present: Attend
     everyone = {"key", "ada", "bo", "cy", "dee"}
     for _ in range(MOST_MISSED):
         assert "cy" in live(present)
-        present.closed(NOW, everyone, everyone - {"cy"}, NOW)
+        present.closed(NOW, everyone, everyone, everyone - {"cy"}, NOW)
     assert live(present) == {"ada", "bo", "dee"}
     present.joined("cy", "ada", NOW)
     assert "cy" in live(present)
@@ -74,5 +74,5 @@ def test_who_gives_nothing_twice_must_say_again_that_it_is_there(present: Attend
 def test_one_contribution_forgives_what_was_missed(present: Attendance) -> None:
     everyone = {"key", "ada", "bo", "cy", "dee"}
     for contributors in (everyone - {"cy"}, everyone, everyone - {"cy"}):
-        present.closed(NOW, everyone, contributors, NOW)
+        present.closed(NOW, everyone, everyone, contributors, NOW)
     assert "cy" in live(present)

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.data import DataError, read_table
@@ -103,6 +103,7 @@ def test_a_cell_that_is_no_number_is_named_by_column_and_row_only(tmp_path: Path
     assert str(caught.value) == ("a.csv: column age, row 4 (and 1 more): expected a number, came something else")
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 60), parts=st.integers(1, 12))
 def test_shards_are_disjoint_and_together_everything(rows: int, parts: int) -> None:
     with TemporaryDirectory() as folder:

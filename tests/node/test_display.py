@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from node.display import LiveView
+from node.protocol.schedule import Schedule
 from node.record import Record
 
 TREE = {"apex": "holder", "inner": "apex", "leaf": "apex", "low-leaf": "inner"}
@@ -58,7 +59,7 @@ def last_frame(console: Console) -> list[str]:
 
 def test_a_log_gets_one_line_for_each_round_however_often_it_is_updated() -> None:
     console, record = plain(), record_of()
-    with LiveView(2, console) as view:
+    with LiveView(Schedule(2), console) as view:
         view.update(record)
         for number in range(3):
             close(record, number, PARTIES[:2])
@@ -75,7 +76,7 @@ def test_a_log_gets_one_line_for_each_round_however_often_it_is_updated() -> Non
 
 def test_a_round_waits_for_all_who_live_and_no_longer() -> None:
     console, record = plain(), record_of()
-    with LiveView(1, console) as view:
+    with LiveView(Schedule(1), console) as view:
         close(record, 1, PARTIES[:4], PARTIES)
         view.update(record)
         assert text_of(console) == ""
@@ -86,7 +87,7 @@ def test_a_round_waits_for_all_who_live_and_no_longer() -> None:
 
 def test_a_round_that_only_some_closed_is_told_at_the_end() -> None:
     console, record = plain(), record_of()
-    with LiveView(1, console) as view:
+    with LiveView(Schedule(1), console) as view:
         close(record, 1, PARTIES[:1], PARTIES)
         view.update(record)
     assert text_of(console) == "round 1 of 1 closed: 5 of 5 contributed, 1.25 s\n"
@@ -94,7 +95,7 @@ def test_a_round_that_only_some_closed_is_told_at_the_end() -> None:
 
 def test_every_warning_is_told_once_whole_and_as_it_came() -> None:
     console, record = plain(), record_of()
-    with LiveView(1, console) as view:
+    with LiveView(Schedule(1), console) as view:
         tell(record, "leaf", "warning", text="first [bold]warning[/bold]")
         view.update(record)
         tell(record, "apex", "warning", text="second " + "long " * 30)
@@ -122,7 +123,7 @@ def test_a_terminal_shows_where_everyone_is() -> None:
     tell(record, "inner", "stopped", error="no power")
     tell(record, "low-leaf", "stopped", error=None, state="ab")
     tell(record, "apex", "round", what="opened", round=2, contributors=[])
-    with LiveView(4, console) as view:
+    with LiveView(Schedule(4), console) as view:
         view.update(record)
     head, _, *rows, progress = last_frame(console)
     assert re.split(r"\s{2,}", head.strip()) == ["node", "role", "round", "stage", "ciphertext in", "state"]
@@ -141,7 +142,7 @@ def test_roles_are_shown_only_once_they_are_known() -> None:
     console, record = terminal(), record_of()
     sent = {"peer": "leaf", "round": 0, "segment": 0, "contributors": ["leaf"], "bytes": 5}
     tell(record, "apex", "ciphertext", **sent)
-    with LiveView(1, console) as view:
+    with LiveView(Schedule(1), console) as view:
         view.update(record)
     assert "key holder" not in text_of(console)
     assert "5 B" in text_of(console)
@@ -153,7 +154,7 @@ def test_more_nodes_than_fit_are_counted_by_what_they_do() -> None:
     for party in parties[:60]:
         tell(record, party, "stage", stage="protect", round=3, seconds=0.1)
     tell(record, parties[63], "stopped", error="no power")
-    with LiveView(5, console) as view:
+    with LiveView(Schedule(5), console) as view:
         view.update(record)
     _, _, *rows, _ = last_frame(console)
     assert [re.split(r"\s{2,}", row.strip()) for row in rows] == [
@@ -165,7 +166,7 @@ def test_more_nodes_than_fit_are_counted_by_what_they_do() -> None:
 
 def test_the_screen_is_drawn_at_most_eight_times_a_second_and_shows_the_end() -> None:
     console, record = terminal(), record_of()
-    with LiveView(200, console) as view:
+    with LiveView(Schedule(200), console) as view:
         began, number = time.monotonic(), 0
         while time.monotonic() - began < 0.5:
             number += 1
@@ -181,7 +182,7 @@ def test_an_interrupt_passes_and_the_cursor_comes_back() -> None:
     console = terminal()
 
     def interrupted() -> None:
-        with LiveView(1, console) as view:
+        with LiveView(Schedule(1), console) as view:
             view.update(record_of())
             raise KeyboardInterrupt
 

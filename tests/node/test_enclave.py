@@ -30,6 +30,7 @@ from node.sandbox import policy
 from node.sandbox.enter import enter
 from node.sandbox.machine import detect
 from node.shared import SharedModel
+from node.study import Study
 from node.sumcheck import fingerprints
 from node.tasks.loader import task_source
 from node.update import Model
@@ -126,19 +127,20 @@ class Node:
         return {name: tuple(part) for name, part in zip(GENERATORS, parts, strict=True)}
 
 
+def study_of(task: str, options: dict[str, Any]) -> Study:
+    """At this clip one grid step is 1.0, so that whole numbers come through as they are."""
+    tables = {"study": {"name": "chance", "rounds": 99, "seed": 1}, "task": {"class": task, "options": options}}
+    return Study.model_validate({**tables, "aggregation": {"clip": float(PLAN.max_value)}})
+
+
 @contextmanager
 def running(home: Path, task: str = "chance:Chance", *, is_key_holder: bool = True, **options: Any) -> Iterator[Node]:
-    """At this clip one grid step is 1.0, so that whole numbers come through as they are."""
     settings = EnclaveSettings(
         party="north",
-        task=task,
-        options=options,
+        study=study_of(task, options),
         data={},
-        seed=1,
         home=home,
-        rounds=9,
-        clip=float(PLAN.max_value),
-        share=1.0,
+        weights={"north": 1},
         plan=PLAN,
         is_key_holder=is_key_holder,
         posture=POSTURE,

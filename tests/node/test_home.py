@@ -48,7 +48,7 @@ def test_every_partys_home_gives_the_same_federation(whole: Federation) -> None:
     first = homes[0]
     assert all((home.digest, home.tree, home.plan) == (first.digest, first.tree, first.plan) for home in homes)
     assert first.tree.children["ada"] == (first.tree.apex,)
-    assert (first.bind, first.share, first.rules.rounds) == ("127.0.0.1:5000", 1.0, 2)
+    assert (first.bind, first.share, first.rules.schedule.last) == ("127.0.0.1:5000", 1.0, 2)
 
 
 # ---- what is wrong --------------------------------------------------------------------------------------

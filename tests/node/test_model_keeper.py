@@ -23,7 +23,8 @@ def test_a_saved_model_is_what_numpy_reads_and_savez_would_write(
     assert (loaded.statistics is None) == (statistics is None)
     assert loaded.digest(b"m") == model.digest(b"m")
     empty = np.zeros(0) if statistics is None else statistics
-    np.savez(tmp_path / "numpy.npz", parameters=model.parameters, statistics=empty, parties=3, round=7)
+    rest = {"moments": model.moments, "curve": model.curve}
+    np.savez(tmp_path / "numpy.npz", parameters=model.parameters, statistics=empty, parties=3, round=7, **rest)
     with np.load(tmp_path / "new" / "model.npz") as ours, np.load(tmp_path / "numpy.npz") as theirs:
         assert sorted(ours) == sorted(theirs)
         assert all(np.array_equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from node.protocol.contributor import Contributor
 from node.protocol.keyholder import KeyHolder
-from node.protocol.messages import Absent, Gone, Joined, Partial
+from node.protocol.messages import EVALUATE, TRAIN, Absent, Gone, Joined, Partial
 from tests.node.faults import ViolationError, check, run_with_faults
 from tests.node.mutants import MUTANTS, ForeignSubtree, Liar
 from tests.node.network import FakeFrame, Network
@@ -59,7 +60,8 @@ def test_rounds_with_faults_break_no_invariant() -> None:
     finished, seed = 0, 0
     while sum(rounds.values()) < ROUNDS:
         parties = 3 + seed % 31 if seed % 8 == 0 else 3 + seed % 9
-        network, outcome = run_with_faults(parties, seed, rounds=4, window=1 + seed % 3)
+        options = {"every": seed % 4, "sample": 0.6 if seed % 5 == 0 else 1.0}
+        network, outcome = run_with_faults(parties, seed, rounds=4, window=1 + seed % 3, **options)
         rounds += outcome.rounds
         faults += outcome.faults
         finished += network.nodes[network.key_holder].error is None
@@ -70,6 +72,48 @@ def test_rounds_with_faults_break_no_invariant() -> None:
     assert rounds["complete"] > rounds["failed"]
     assert all(faults[kind] > ROUNDS / 100 for kind in ("killed", "restarted", "stopped", "cut"))
     assert finished > 0.9 * seed, "faults that end do not end studies"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(5, 12), st.integers(0, 2**32), st.floats(0.2, 0.9), st.integers(1, 3))
+def test_a_sample_trains_and_everyone_evaluates(parties: int, seed: int, share: float, every: int) -> None:
+    network = Network(parties, seed, rounds=6, every=every, sample=share)
+    assert network.run()
+    check(network)
+    assert all(node.error is None for node in network.nodes.values())
+    everyone, schedule = frozenset(network.names), network.rules.schedule
+    for opening in network.openings:
+        is_training = schedule.purpose(opening.round) == TRAIN
+        assert len(opening.listed) == (max(math.ceil(share * parties), 3) if is_training else parties)
+    drawn = {opening.listed for opening in network.openings} - {everyone}
+    assert len(drawn) > 1 or share * parties <= 3 or len(everyone) <= max(math.ceil(share * parties), 3) + 1
+    assert all(len(disk.history) == schedule.last + 1 for disk in network.disks.values())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 9), st.integers(0, 2**32), st.integers(2, 8))
+def test_a_state_that_ends_the_study_ends_it_for_everyone(parties: int, seed: int, ends_after: int) -> None:
+    network = Network(parties, seed, rounds=8, every=2, ends_after=ends_after)
+    assert network.run()
+    check(network)
+    assert all(node.error is None for node in network.nodes.values())
+    assert all(len(disk.history) == ends_after for disk in network.disks.values())
+
+
+def test_after_a_departure_no_evaluation_tells_of_who_left() -> None:
+    """Beside an evaluation over everyone, one over all but one would be that one's own."""
+    network = Network(7, 3, rounds=6, every=1)
+    gone = next(name for name in network.names[1:] if not network.tree.children[name])
+    network.plan(15.0, lambda: network.kill(gone))
+    network.run(400)
+    check(network)
+    evaluated = [o.listed for o in network.openings if network.rules.schedule.purpose(o.round) == EVALUATE]
+    trained = [o.listed for o in network.openings if network.rules.schedule.purpose(o.round) == TRAIN]
+    assert gone in trained[0]
+    assert gone not in trained[-1], "training goes on without it"
+    assert evaluated
+    assert all(gone in listed for listed in evaluated)
+    assert any("would tell of too few" in report.what for _, report in network.reports)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -42,6 +42,7 @@ def test_a_minimal_study_has_the_documented_defaults() -> None:
         "tree": "balanced",
         "segment_ciphertexts": None,
         "max_openings": 100_000,
+        "sample": 1.0,
     }
     assert study.privacy.mode == "none"
     assert (study.deadlines.round_seconds, study.deadlines.join_seconds) == (120.0, 60.0)

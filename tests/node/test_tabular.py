@@ -1,6 +1,8 @@
 """The tabular task: encoding, split, aggregated statistics; and what federating it is worth on real patients."""
 
+import math
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 import node
 from keys.identity import bucket
 from node.data import DataError
+from node.evaluation import own_figures
 from node.study import read_study
 from node.tasks.base import OptionsError, Setup, TaskError, TrainingRound
 from node.tasks.tabular import TabularTask
@@ -110,18 +113,32 @@ def test_training_leaves_the_model_alone_and_lowers_the_loss(folder: Path) -> No
     update = task.train(model, round)
     assert not model.any()
     assert update.dtype == np.float32
-    figures = task.evaluate(model + update, round)
+    figures = own_figures(task.evaluate(model + update, round))
     assert figures["auc"] == 1.0
     assert figures["accuracy"] >= 0.9
     assert (figures["n"], figures["prevalence"]) == (10.0, 0.5)
 
 
+def test_the_proximal_term_keeps_near_to_the_global_model_and_a_rate_slows(folder: Path) -> None:
+    rows = [(str(age), "Male", "yes" if age > 50 else "no") for age in range(30, 70)]
+    norms = {}
+    for proximal in (0.0, 1.0, 4.0):
+        task = task_of(rows, folder, learning_rate=0.1, proximal=proximal)
+        round = published(task.statistics())
+        norms[proximal] = np.linalg.norm(task.train(task.initial(), round))
+        norms[proximal, "slow"] = np.linalg.norm(task.train(task.initial(), replace(round, rate=0.1)))
+    assert norms[0.0] > 1.2 * norms[1.0] > 1.2 * 1.2 * norms[4.0] > 0
+    assert norms[0.0, "slow"] < 0.3 * norms[0.0]
+
+
 def test_held_out_patients_of_one_class_have_no_auc(folder: Path) -> None:
     task = task_of([("40", "Male", "yes")] * 8, folder)
-    assert task.evaluate(task.initial(), published(task.statistics())) == {
+    assert own_figures(task.evaluate(task.initial(), published(task.statistics()))) == {
         "n": 2.0,
         "prevalence": 1.0,
-        "accuracy": 0.0,
+        "majority": 1.0,
+        "accuracy": 1.0,
+        "log_loss": pytest.approx(math.log(2)),
     }
 
 
@@ -202,6 +219,9 @@ def test_on_real_hospitals_the_federated_model_beats_every_local_one_and_is_near
                 model = model + task.train(model, round)
             return model
 
+        def auc(task: TabularTask, model: NDArray[np.float32], round: TrainingRound) -> float:
+            return own_figures(task.evaluate(model, round))["auc"]
+
         together, model = published(total, 4), tasks[0].initial()
         for _ in range(study.rounds):
             updates = [task.train(model, together) for task in tasks]
@@ -213,9 +233,9 @@ def test_on_real_hospitals_the_federated_model_beats_every_local_one_and_is_near
         own_rounds = [published(task.statistics()) for task in tasks]
         outcomes.append(
             [
-                everyone.evaluate(model, together)["auc"],
-                everyone.evaluate(course(everyone, pooled_round), pooled_round)["auc"],
-                *(everyone.evaluate(course(t, r), r)["auc"] for t, r in zip(tasks, own_rounds, strict=True)),
+                auc(everyone, model, together),
+                auc(everyone, course(everyone, pooled_round), pooled_round),
+                *(auc(everyone, course(t, r), r) for t, r in zip(tasks, own_rounds, strict=True)),
             ]
         )
     federated, pooled, *local = np.mean(outcomes, axis=0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from node.study import read_study
-from node.tasks.base import OptionsError, Setup, TaskError, TrainingRound
+from node.tasks.base import Evaluation, OptionsError, Setup, TaskError, TrainingRound
 from node.tasks.loader import load_task, load_task_class, task_digest
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -37,7 +37,7 @@ def test_synthetic_updates_are_fresh_bounded_and_as_long_as_asked() -> None:
     assert one.shape == task.initial().shape == (1000,)
     assert not np.array_equal(one, other)
     assert 0.2 < np.abs(one).max() <= 0.25
-    assert task.evaluate(np.full(1000, 2, np.float32), ROUND) == {"rms": 2.0}
+    assert task.evaluate(np.full(1000, 2, np.float32), ROUND) == Evaluation(1, measures={"rms": 2.0})
 
 
 def test_synthetic_and_studies_need_neither_torch_nor_pandas() -> None:
@@ -142,7 +142,8 @@ def test_the_documented_task_learns(monkeypatch: pytest.MonkeyPatch) -> None:
         assert max(np.abs(update).max() for update in updates) < study.aggregation.clip
         model = model + np.mean(updates, axis=0, dtype=np.float32)
     for task in tasks:
-        assert task.evaluate(model, ROUND)["days_off"] < 0.5 * task.evaluate(first, ROUND)["days_off"]
+        after, before = (task.evaluate(each, ROUND).measures["days_off"] for each in (model, first))
+        assert after < 0.5 * before
     with pytest.raises(OptionsError, match=r"^depth: unknown key; this task has no options$"):
         load_task_class(study.task.class_name).check_options({"depth": 3})
     with pytest.raises(TaskError, match=r"^north: expected a CSV of numbers, came KeyError$"):

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from keys.plan import Plan
 from node.protocol.messages import STATISTICS, TRAIN
-from node.tasks.base import StatisticsSpec, Task, TrainingRound
-from node.update import Grid, Model, UpdateError, apply, quantise, train, wipe
+from node.tasks.base import Evaluation, StatisticsSpec, Task, TrainingRound
+from node.update import Grid, Model, Recipe, UpdateError, apply, quantise, train, wipe
 
 PLAN = Plan()
 GRID = Grid(2.0, PLAN)
 WEIGHTS = {"ada": 256, "bo": 128, "cy": 32, "di": 1}
+RECIPE = Recipe(PLAN, GRID.bound, WEIGHTS, statistics=StatisticsSpec(4, 10.0))
+ROUND = TrainingRound(1, 5, np.ones(3), 4)
 MANIFEST = b"m" * 32
 
 
@@ -50,8 +52,8 @@ class Returns(Task):
         model += 1  # a careless task
         return self.value
 
-    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> dict[str, float]:
-        return {}
+    def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> Evaluation:
+        return Evaluation(0)
 
 
 @pytest.mark.parametrize("purpose", [STATISTICS, TRAIN])
@@ -68,18 +70,17 @@ class Returns(Task):
 )
 def test_what_cannot_be_summed_is_refused_without_quoting_it(purpose: str, value: Any, message: str) -> None:
     with pytest.raises(UpdateError, match=message) as caught:
-        train(Returns(value), purpose, Model(0, np.zeros(3, np.float32)), 5)
+        train(Returns(value), purpose, Model(0, np.zeros(3, np.float32)), ROUND)
     assert "4711" not in str(caught.value)
 
 
 def test_a_task_is_told_the_round_and_cannot_change_the_model() -> None:
     task = Returns([1, 2, 3])
     model = Model(0, np.zeros(3, np.float32), np.ones(3), 4)
-    assert train(task, TRAIN, model, 5).tolist() == [1, 2, 3]
+    assert train(task, TRAIN, model, ROUND).tolist() == [1, 2, 3]
     assert model.parameters.tolist() == [0, 0, 0]
-    (seen,) = task.seen
-    assert (seen.number, seen.rounds, seen.statistics, seen.parties) == (1, 5, model.statistics, 4)
-    assert train(task, STATISTICS, model, 5).dtype == np.float64
+    assert task.seen == [ROUND]
+    assert train(task, STATISTICS, model, ROUND).dtype == np.float64
 
 
 # ---- quantise -------------------------------------------------------------------------------------------
@@ -125,12 +126,12 @@ def test_rounding_differs_each_time_whatever_the_seeds() -> None:
 # ---- apply ----------------------------------------------------------------------------------------------
 
 
-def applied(model: Model, names: Any, total: Any, segment: int = 400, purpose: str = TRAIN) -> Model:
+def applied(model: Model, names: Any, total: Any, segment: int = 400, purpose: str = TRAIN, **recipe: Any) -> Model:
     """Of a copy: applying changes the model where it lies. ``total`` comes in segments of so many integers."""
-    model = replace(model, parameters=model.parameters.copy())
+    model = replace(model, parameters=model.parameters.copy(), moments=model.moments.copy())
     total = np.array(total, "<i4")
     staged = [total[start : start + segment].tobytes() for start in range(0, total.size, segment)]
-    return apply(model, 3, purpose, staged, names, WEIGHTS, StatisticsSpec(4, 10.0), GRID)
+    return apply(model, 3, purpose, staged, names, replace(RECIPE, **recipe))
 
 
 @settings(max_examples=50, deadline=None)
@@ -184,6 +185,9 @@ def test_the_digest_changes_with_everything_in_the_state() -> None:
         {"statistics": np.array([0, 1e-300])},
         {"statistics": np.zeros(3)},
         {"parties": 5},
+        {"moments": np.zeros((1, 3), np.float32)},
+        {"curve": np.zeros((1, 2))},
+        {"curve": np.zeros((2, 1))},
     ]
     digests = {replace(model, **change).digest(MANIFEST) for change in changes}
     digests |= {model.digest(MANIFEST), model.digest(b"n" * 32)}

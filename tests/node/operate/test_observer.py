@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -40,10 +41,11 @@ class Node:
 
     def __init__(self, home: Home, entries: list[dict[str, Any]] | None = None) -> None:
         self.home, self.entries = home, entries or []
+        self.curve: tuple[tuple[str, ...], list[list[float]]] = (), []
         kind = KeyHolder if home.is_key_holder else Contributor
         self.machine: Party = kind(home.name, home.placement, home.rules)
-        self.observer = Observer(home, self.machine, self.entries, lambda: 5.0)
-        self.machine.handle(ev.Ready(BASE, 10, 0, 100, POSTURE))
+        self.observer = Observer(home, self.machine, self.entries, lambda: 5.0, lambda: self.curve)
+        self.machine.handle(ev.Ready(BASE, {"train": 10, "statistics": 0, "evaluate": 0}, 100, 100, POSTURE))
 
     def look(self) -> Status:
         """As it would be written: valid, and with no key that the schema has not."""
@@ -146,14 +148,18 @@ def test_events_are_counted(federation: Federation) -> None:
     for seconds in (1.0, 2.0):
         node.observer.take("stage", {"stage": "train", "round": 1, "seconds": seconds})
     node.observer.take("dropped", {"who": "x", "expected": "y", "came": "z", "times": 3})
-    node.observer.take("evaluation", {"round": 1, "metrics": {"auc": 0.5}})
+    node.curve = ("loss", "auc"), [[1.0, 0.7, 0.5], [4.0, 0.6, math.nan]]
     for number in range(9):
         node.observer.take("warning", {"text": f"warning {number}"})
     node.observer.take("fingerprints", {"round": 1, "values": [271828182845]})
     node.observer.take("ciphertext", {"peer": "bo", "bytes": 271828182845})
     status = node.look()
     assert status.stages["train"].model_dump() == {"count": 2, "seconds": 3.0, "last": 2.0}
-    assert (status.refused, status.evaluations[0].metrics) == (3, {"auc": 0.5})
+    assert status.refused == 3
+    assert [(each.round, each.metrics) for each in status.evaluations] == [
+        (1, {"loss": 0.7, "auc": 0.5}),
+        (4, {"loss": 0.6}),
+    ]
     assert status.warnings == tuple(f"warning {number}" for number in range(4, 9))
     assert "271828182845" not in status.model_dump_json(), "nothing else that is told goes into it"
 

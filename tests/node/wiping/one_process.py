@@ -18,7 +18,7 @@ from keys.ckks import Opener, Sealer
 from keys.plan import Plan
 from node import update
 from node.protocol.messages import TRAIN
-from node.tasks.base import Setup
+from node.tasks.base import Setup, TrainingRound
 from tests.node.wiping.planted import PlantedTask
 
 
@@ -34,7 +34,8 @@ class Node:
 
     def round(self, canary_key: bytes) -> int:
         """Round 1 of one party; gives how many values came out as they went in."""
-        values = update.train(self.task, TRAIN, update.Model(0, np.zeros(self.length, np.float32)), 2)
+        model = update.Model(0, np.zeros(self.length, np.float32))
+        values = update.train(self.task, TRAIN, model, TrainingRound(1, 2, None, 0))
         integers = update.quantise(values, update.Grid(float(self.plan.max_value), self.plan), 1.0)
         same = 0
         for number, part in enumerate(self.plan.segments(integers.size)):

@@ -1,0 +1,1 @@
+"""Two tasks to start from; ``wardtree task new`` writes a copy."""
