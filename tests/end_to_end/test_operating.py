@@ -47,6 +47,7 @@ seconds = 0.3
 segment_ciphertexts = 1
 [evaluation]
 every = 1
+allow_near_sets = true
 [deadlines]
 round_seconds = 25.0
 join_seconds = 60.0
