@@ -175,7 +175,7 @@ def test_an_unknown_client_key(three: Three) -> None:
 
 
 def test_a_clock_that_is_ten_minutes_off_and_both_sides_say_so(three: Three) -> None:
-    with three.listening(three.apex, 15, FAKE_CLOCK) as ahead:
+    with three.listening(three.apex, 8, FAKE_CLOCK) as ahead:
         code, states, report = three.check(three.leaf)
         assert (code, states[three.apex]) == (1, "clock")
         (finding,) = [finding for finding in report.findings if finding.party == three.apex]
