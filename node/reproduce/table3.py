@@ -16,12 +16,12 @@ from node.privacy.accountant import (
     MECHANISMS,
     ORDERS,
     Accountant,
-    Budget,
     Mechanism,
     Spent,
     noise_for,
     prv_error,
 )  # fmt: skip
+from node.privacy.budget import Budget
 from node.privacy.dpsgd import Recipe, train
 from node.reproduce.framingham import FILES, read_patients
 from node.reproduce.output import Results, Row, spread, verdict
