@@ -28,6 +28,7 @@ from node.home import Home, Options
 from node.ledger import Ledger
 from node.model_keeper import ModelKeeper
 from node.neighbours import BEAT_SECONDS, Neighbours
+from node.operate.observer import Observer
 from node.process import ENDED_FROM_OUTSIDE, allow_descriptors, name_process
 from node.protocol import events as ev
 from node.protocol.contributor import Contributor
@@ -100,6 +101,16 @@ class Relay:
         self.refused = Refusals(self._tell_refused)
         self.neighbours = Neighbours(home, self.identity, self.refused)
         self.transport = self.neighbours.transport
+        self.observer: Observer | None = None
+        if options.status:
+            self.observer = Observer(
+                home,
+                self.machine,
+                self.ledger.entries,
+                lambda: self.neighbours.heard_at,
+                lambda: (self.keeper.figure_names, self.keeper.model.curve.tolist()),
+            )
+            telemetry.observer = self.observer.take
         narrow(policy.listening_relay(), home.posture)
         self.wiping = Wiping(self.ledger)
         self.enclave = OwnEnclave(self.template, self.transport)
@@ -123,6 +134,8 @@ class Relay:
         self.timers[BEAT] = time.monotonic() + BEAT_SECONDS
         while self.exit_code is None:
             self.telemetry.flush()
+            if self.observer:
+                self.observer.write_if_due()
             messages, descriptors, connected = self.transport.poll(self._patience())
             for peer in connected:
                 self.neighbours.introduce(peer)
@@ -175,7 +188,10 @@ class Relay:
             if timer == BEAT:
                 self.timers[BEAT] = now + BEAT_SECONDS
                 self.refused.beat()
+                if self.observer:
+                    self.observer.beat()
                 for event in self.neighbours.beat():
+                    self.telemetry.tell("lost", peer=event.peer)
                     self._happen(event)
             else:
                 self._happen(ev.Expired(timer))
