@@ -45,7 +45,8 @@ def pack(values: Integers, plan: Plan, canaries: Integers | None = None) -> Slot
     """Pack integers into slots, padded with zeros to whole ciphertexts.
 
     Args:
-        values: shape (length,), each at most ``plan.max_value`` in absolute value.
+        values: shape (length,), each at most ``plan.max_value`` in absolute value, and ``plan.max_noise`` more where a
+            party adds noise on purpose.
         canaries: shape (ciphertexts, plan.canary_digits), likewise; None: zeros.
 
     Returns:
@@ -59,8 +60,8 @@ def pack(values: Integers, plan: Plan, canaries: Integers | None = None) -> Slot
     count = plan.ciphertexts(values.size)
     if canaries is not None and canaries.shape != (count, plan.canary_digits):
         raise PackingError(f"canaries of shape ({count}, {plan.canary_digits}) were expected, came {canaries.shape}")
-    for part in (values, canaries):
-        if part is not None and max(int(part.max()), -int(part.min())) > plan.max_value:
+    for part, largest in ((values, plan.max_value + plan.max_noise), (canaries, plan.max_value)):
+        if part is not None and max(int(part.max()), -int(part.min())) > largest:
             raise PackingError(f"an integer exceeds the {plan.value_bits} bits that the plan gives one party")
     digits = np.zeros((count, plan.digits_per_ciphertext))  # float64 is exact here: the plan sees to it
     if canaries is not None:

@@ -24,10 +24,14 @@ class Channel:
 
     A message is a dict with a ``kind`` and the fields of that kind. Writing blocks until the other side
     has taken everything, which is all the flow control that two processes need.
+
+    Attributes:
+        reads_ahead: no other process reads from this pipe: more than one message may be taken at a time.
     """
 
     def __init__(self, read: int | None, write: int | None, limit: int = MAX_MESSAGE) -> None:
         self.read, self.write, self.limit = read, write, limit
+        self.reads_ahead = False
         self._buffer = bytearray()
 
     @classmethod
@@ -105,12 +109,12 @@ class Channel:
         self._buffer.clear()
 
     def _fill(self) -> bool:
-        """Read on, but not beyond this message: the next may be for another process at the same pipe."""
+        """Read on, but not beyond this message where the next may be for another process at the same pipe."""
         assert self.read is not None
         end = _LENGTH.size
         if len(self._buffer) >= end:
             end += _LENGTH.unpack_from(self._buffer)[0]
-        data = os.read(self.read, min(_CHUNK, end - len(self._buffer)))
+        data = os.read(self.read, _CHUNK if self.reads_ahead else min(_CHUNK, end - len(self._buffer)))
         self._buffer += data
         return bool(data)
 

@@ -74,6 +74,7 @@ class Launcher:
         """Start a node that does not run, for the first time or again."""
         assert name not in self._lives
         ours, theirs = Channel.pair()
+        ours.reads_ahead = True
         sys.stdout.flush()
         child = spawn(signal.SIGKILL, self._live, name, ours, theirs)
         theirs.close()

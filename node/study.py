@@ -267,7 +267,7 @@ rounds = 10            # training rounds, 1 to 10000
 seed = 1               # for the split into training and held-out patients
 
 [task]
-class = "tabular"      # logistic regression; or "synthetic", or a class of your own: "module:Class"
+class = "tabular"      # logistic regression; or "image", "synthetic", or a class of your own: "module:Class"
 
 [task.options]
 # The outcome: ill where the column's number is above `positive_above` ...

@@ -7,6 +7,7 @@ at an epsilon of 0.1 and a delta of 1e-5; ``ORDERS`` go on to 2048.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from functools import cache
 from typing import Any, Literal
 
 from keys.errors import WardtreeError
+from node.privacy.budget import Budget, BudgetError
 
 Mechanism = Literal["rdp", "prv"]
 MECHANISMS: tuple[Mechanism, ...] = ("rdp", "prv")
@@ -29,16 +31,8 @@ PRV_ERROR, PRV_PART = 0.1, 0.02
 of one of 0.1. So 2% of epsilon, and at most 0.1."""
 
 
-class BudgetError(WardtreeError):
-    """A step that would pass the privacy budget; it was not taken."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """(epsilon, delta), of neighbours that differ by one patient's row being there or not."""
-
-    epsilon: float
-    delta: float
+class StateError(WardtreeError):
+    """What should be an accountant's state is something else."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +89,31 @@ class Accountant:
                     f"{self.budget.delta:g}, the budget is {self.budget.epsilon:g}; nothing was done"
                 )
         self.history = more
+
+    def state(self) -> bytes:
+        """The history, in JSON: what a hospital carries from one round to the next. Its budget is the study's."""
+        history = [[each.noise_multiplier, each.sample_rate, each.steps] for each in self.history]
+        return json.dumps({"version": 1, "history": history}).encode()
+
+    @classmethod
+    def from_state(cls, budget: Budget | None, state: bytes, mechanism: Mechanism = "rdp") -> Accountant:
+        """The accountant that goes on from :meth:`state`.
+
+        Raises:
+            StateError: it is something else.
+        """
+        try:
+            table = json.loads(state)
+            history = [Spent(float(noise), float(rate), steps) for noise, rate, steps in table["history"]]
+            sound = table["version"] == 1 and all(
+                each.noise_multiplier >= 0 and 0 < each.sample_rate <= 1 and type(each.steps) is int and each.steps > 0
+                for each in history
+            )
+        except (ValueError, KeyError, TypeError, RecursionError):
+            sound = False
+        if not sound:
+            raise StateError("privacy: expected the history of an accountant, came something else")
+        return cls(budget, mechanism, history)
 
 
 def noise_for(

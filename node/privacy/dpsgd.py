@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from node.privacy.accountant import Accountant
+from node.privacy.chacha import normals, uniforms
 
 if TYPE_CHECKING:
     import torch
@@ -53,15 +55,15 @@ def train(
 
     Args:
         loss: a mean over rows.
-        generator: for batches and noise, where the result is to be repeated and the data are public. None: torch's
-            own, which an enclave seeds from the operating system.
+        generator: for batches and noise, where the result is to be repeated and the data are public. None: ChaCha20
+            under a seed of the operating system; torch's own generator has only 32 bits of seed on a CPU, and who
+            finds it takes the noise away.
 
     Raises:
         BudgetError: the next step would pass the budget; the steps before it are in ``module``, and spent.
     """
     import torch
     from opacus import GradSampleModule
-    from opacus.optimizers import DPOptimizer
 
     rows = len(y)
     private = recipe.noise_multiplier > 0
@@ -69,7 +71,7 @@ def train(
     model: Any = module
     if private:
         model = GradSampleModule(module, loss_reduction="mean")
-        optimizer = DPOptimizer(
+        optimizer = _optimizer_class(generator is None)(
             optimizer,
             noise_multiplier=recipe.noise_multiplier,
             max_grad_norm=recipe.clip,
@@ -82,7 +84,7 @@ def train(
         for _ in range(recipe.epochs * recipe.batches(rows)):
             if private:
                 accountant.spend(recipe.noise_multiplier, rate)
-            chosen = torch.rand(rows, generator=generator) < rate
+            chosen = _batch(rows, rate, generator)
             optimizer.zero_grad()
             if private or chosen.any():  # an empty batch is a step of noise alone
                 with warnings.catch_warnings():  # Opacus hooks modules whose inputs are data: as it should be
@@ -94,3 +96,33 @@ def train(
         if private:
             model.remove_hooks()
     return steps
+
+
+def _batch(rows: int, rate: float, generator: torch.Generator | None) -> torch.Tensor:
+    """Which rows are in a batch, each with probability ``rate``: shape (rows,), bool."""
+    import torch
+
+    if generator is None:
+        return torch.from_numpy(uniforms(rows) <= rate)
+    return torch.rand(rows, generator=generator) < rate
+
+
+@cache
+def _optimizer_class(secure: bool) -> Any:
+    """Opacus's optimizer, with our noise if it is to be ``secure``. (Opacus's own ``secure_mode`` needs torchcsprng,
+    which has not been built for years; it is replaced at the one place where Opacus draws.)"""
+    import torch
+    from opacus.optimizers import DPOptimizer
+
+    if not secure:
+        return DPOptimizer
+
+    class ChaChaOptimizer(DPOptimizer):  # type: ignore[misc]
+        def add_noise(self) -> None:
+            for parameter in self.params:
+                total = parameter.summed_grad
+                noise = torch.from_numpy(normals(total.numel())).reshape(total.shape)
+                noise *= self.noise_multiplier * self.max_grad_norm
+                parameter.grad = (total + noise.to(total)).view_as(parameter)
+
+    return ChaChaOptimizer

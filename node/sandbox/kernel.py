@@ -87,8 +87,10 @@ def wipe_freed_memory() -> None:
     """Overwrite what malloc frees, and give large blocks back to the kernel at once: the second layer of wiping.
 
     The first is that a room's process ends. Another C library than glibc has no such options; nothing is lost.
+    Blocks below the threshold are kept, overwritten, for the next: SEAL takes and frees 2 MB with every object that it
+    saves, and pages that come and go each time made that six times as slow.
     """
-    for option, value in ((_M_PERTURB, 165), (_M_TRIM_THRESHOLD, 0), (_M_MMAP_THRESHOLD, 1 << 16)):
+    for option, value in ((_M_PERTURB, 165), (_M_TRIM_THRESHOLD, 1 << 24), (_M_MMAP_THRESHOLD, 1 << 23)):
         mallopt = getattr(_libc, "mallopt", None)
         if mallopt is not None:
             mallopt(option, value)

@@ -12,6 +12,7 @@ from typing import Any
 from node.tasks.base import Setup, Task, TaskError
 
 BUILTIN = {
+    "image": "node.tasks.image:ImageTask",
     "tabular": "node.tasks.tabular:TabularTask",
     "synthetic": "node.tasks.synthetic:SyntheticTask",
     "flower": "node.tasks.flower:FlowerTask",
@@ -29,7 +30,7 @@ _METHODS = ("check_options", "statistics_spec", "statistics", "initial", "train"
 
 
 def load_task_class(name: str) -> type[Task]:
-    """The class of ``tabular``, ``synthetic`` or ``module:Class``.
+    """The class of ``image``, ``tabular``, ``synthetic`` or ``module:Class``.
 
     A user's module is imported here, and so run: do it only where that code may run.
     Raises TaskError where there is no such module or class, or where it lacks a method.
@@ -76,7 +77,7 @@ def task_source(name: str, options: Mapping[str, Any] = _NO_OPTIONS) -> Path:
     Of a built-in task that runs code of the user's (by its ``options``): where that code lies.
     Found without importing it. Raises TaskError where there is none.
     """
-    name = _users_code(name, options) or name
+    name = users_code(name, options) or name
     module, _ = _split(name)
     parts = module.split(".")
     spec = _spec(parts[0], None)
@@ -109,13 +110,14 @@ def _sources(name: str, options: Mapping[str, Any]) -> Iterator[tuple[Path, list
     """Each folder, and the files below it that count."""
     if name in BUILTIN:
         root = Path(__file__).parent.parent
-        yield root, [*(root / "tasks").rglob("*.py"), root / "data.py", root / "settings.py"]
+        yield root, [*(root / "tasks").rglob("*.py"), root / "data.py", root / "images.py", root / "settings.py"]
     if name not in BUILTIN or name in HOSTS:
         source = task_source(name, options)
         yield (source, list(source.rglob("*.py"))) if source.is_dir() else (source.parent, [source])
 
 
-def _users_code(name: str, options: Mapping[str, Any]) -> str | None:
+def users_code(name: str, options: Mapping[str, Any]) -> str | None:
+    """What a built-in task runs of the user's, as ``module:name``; None: nothing."""
     if name not in HOSTS:
         return None
     code = str(options.get(HOSTS[name], ""))

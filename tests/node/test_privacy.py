@@ -14,13 +14,13 @@ from node.privacy.accountant import (
     MECHANISMS,
     ORDERS,
     Accountant,
-    Budget,
-    BudgetError,
     Mechanism,
     Spent,
+    StateError,
     noise_for,
     prv_error,
 )  # fmt: skip
+from node.privacy.budget import Budget, BudgetError
 from node.privacy.dpsgd import Recipe, train
 
 DELTA = 1e-5
@@ -72,6 +72,35 @@ def test_rounds_spend_from_one_budget_and_what_would_pass_it_is_not_spent() -> N
     assert accountant.history == (a_round.times(3),)
     again = Accountant(budget, history=accountant.history)  # the history is all the state there is
     assert again.epsilon() == accountant.epsilon() == budget.epsilon
+
+
+def test_an_accountant_goes_on_from_its_state_and_is_never_begun_anew() -> None:
+    budget = Budget(Accountant(Budget(math.inf, DELTA), history=HISTORY).epsilon(), DELTA)
+    state = Accountant(budget).state()
+    for each in HISTORY:  # a round each, in a process of its own
+        accountant = Accountant.from_state(budget, state)
+        accountant.spend(each.noise_multiplier, each.sample_rate, each.steps)
+        state = accountant.state()
+    last = Accountant.from_state(budget, state)
+    assert last.history == HISTORY
+    assert last.epsilon() == budget.epsilon
+    with pytest.raises(BudgetError):
+        last.spend(4.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"",
+        b"3",
+        b"{}",
+        b'{"version":2,"history":[]}',
+        *(b'{"version":1,"history":[[%s]]}' % each for each in (b"1,2", b"1.0,2.0,1", b"1.0,0.5,-1", b"1,1,true")),
+    ],
+)
+def test_an_accountant_takes_its_own_state_only(state: bytes) -> None:
+    with pytest.raises(StateError, match="expected the history of an accountant"):
+        Accountant.from_state(None, state)
 
 
 def test_no_noise_and_no_budget() -> None:
@@ -147,6 +176,22 @@ def test_noise_is_the_multiplier_times_the_clip_over_the_batch() -> None:
         draws.append(flat(module) - flat(without))
     assert np.std(draws) == pytest.approx(8.0 * 0.5 / ROWS, rel=0.06)  # 2,000 draws: 4 sigma
     assert abs(np.mean(draws)) < 4 * 8.0 * 0.5 / ROWS / math.sqrt(2_000)
+
+
+def test_noise_and_batches_are_not_torchs_where_no_generator_is_asked_for() -> None:
+    """torch's generator has 32 bits of seed: whoever finds it subtracts the noise."""
+    x, y = data()
+    recipe = Recipe(learning_rate=1.0, batch_size=16, epochs=1, clip=0.5, noise_multiplier=8.0)
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        train(module := zeros(), x, y, loss, recipe, Accountant(None))
+        drawn.append(flat(module))
+    assert not np.array_equal(*drawn)
+    wide = torch.nn.Linear(4000, 1)
+    torch.nn.init.zeros_(wide.weight)
+    train(wide, torch.zeros(ROWS, 4000), y, loss, replace(FULL, noise_multiplier=8.0, clip=0.5), Accountant(None))
+    assert np.std(flat(wide)[:4000]) == pytest.approx(8.0 * 0.5 / ROWS, rel=0.06)  # 4,000 draws: 5 sigma
 
 
 def test_batches_are_poisson_samples_and_counted_as_such() -> None:
