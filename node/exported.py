@@ -155,7 +155,8 @@ def _shapes(study: Study, manifest: Manifest, parameters: int) -> Shapes:
 
 def _layout(name: str, options: Mapping[str, Any]) -> list[list[Any]] | None:
     layout = getattr(load_task_class(name), "layout", None)
-    return None if layout is None else [[tensor, list(shape)] for tensor, shape in layout(options).items()]
+    shapes = layout(options) if layout else None
+    return None if shapes is None else [[tensor, list(shape)] for tensor, shape in shapes.items()]
 
 
 def _closes(home: Path, manifest: Manifest, model: Model) -> Iterator[str]:

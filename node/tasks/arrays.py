@@ -50,9 +50,14 @@ class Layout:
         """How many values are shared."""
         return sum(int(np.prod(shape)) for _, shape, _ in self.shared)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the shared ones, in their order."""
+        return {name: shape for name, shape, _ in self.shared}
+
     def flatten(self, arrays: Mapping[str, NDArray[Any]], whence: str) -> NDArray[np.float64]:
         """The shared ones, shape (size,). Raises TaskError where ``arrays`` are another model's."""
-        expected = {name: shape for name, shape, _ in self.shared} | {n: a.shape for n, a in self.local.items()}
+        expected = self.shapes | {name: array.shape for name, array in self.local.items()}
         came = {name: array.shape for name, array in arrays.items()}
         if came != expected:
             name = next((name for name in expected if came.get(name) != expected[name]), None)

@@ -65,6 +65,13 @@ class FlareTask(Task):
     def check_options(cls, options: Mapping[str, Any]) -> None:
         _options(options)
 
+    @classmethod
+    def layout(cls, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """The shared arrays, for an exported model."""
+        own = _options(options)
+        with standing_in(Round("", "", "train", FLModel(), {})):
+            return Layout.of(arrays_of(imported(own.initial)()), own.stays_local).shapes
+
     def initial(self) -> NDArray[np.float32]:
         return self._layout.flatten(self._start(), "the first model").astype(np.float32)
 

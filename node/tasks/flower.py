@@ -102,6 +102,14 @@ class FlowerTask(Task):
     def check_options(cls, options: Mapping[str, Any]) -> None:
         _options(options)
 
+    @classmethod
+    def layout(cls, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
+        """The shared arrays, for an exported model; None where only a client with its data can tell."""
+        own = _options(options)
+        if own.initial is None:
+            return None
+        return Layout.of(arrays_of(imported(own.initial)()), own.stays_local).shapes
+
     def initial(self) -> NDArray[np.float32]:
         """From a client of its own, made under the study's seed; none that is made under it ever trains: what it draws
         there every hospital draws, noise for privacy as well."""

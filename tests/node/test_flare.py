@@ -128,6 +128,9 @@ def test_a_difference_is_the_update_and_what_cannot_be_averaged_is_carried() -> 
     options: dict[str, Any] = {"stays_local": ["steps"], "measures": {"steps": [0.0, 9.0]}}
     script = task("flare_difference", "first", **options)
     assert script.train(np.ones(4, np.float32), ROUND).tolist() == [0.25] * 4
+    assert FlareTask.layout({"script": "flare_difference", "initial": "flare_difference:first", **options}) == {
+        "weights": (2, 2)
+    }
     again = task("flare_difference", "first", **options)
     came = again.evaluate(np.ones(4, np.float32), TrainingRound(3, 5, None, 1, carried=script.carry()))
     assert came.measures == {"steps": 4.0}

@@ -186,6 +186,12 @@ def test_a_client_app_gets_named_tensors() -> None:
     assert (came.examples, came.measures) == (3, {"loss": 9.0})
 
 
+def test_an_exported_model_has_the_names_of_its_tensors() -> None:
+    named = {"client": "flower_clients:messages", "initial": "flower_clients:net"}
+    assert FlowerTask.layout(named) == {"weight": (1, 2), "bias": (1,)}
+    assert FlowerTask.layout({"client": "flower_clients:Drawn"}) is None
+
+
 def test_a_client_finds_its_data_and_its_settings(tmp_path: Path) -> None:
     (tmp_path / "number").write_text("2.5")
     client = task("where", {"file": "number", "examples": 40}, tmp_path, run_config={"offset": 1})
