@@ -19,6 +19,7 @@ from node.cli import (
     chaos,
     doctor,
     features,
+    ledger,
     local,
     model,
     network,
@@ -54,6 +55,7 @@ app.command("watch")(operate.watch)
 app.command("chaos")(chaos.chaos)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ceremony.app, name="ceremony")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(model.app, name="model")
 app.add_typer(score.app, name="score")
 app.add_typer(study.app, name="study")
