@@ -66,8 +66,7 @@ def _party(name: str, has_key: bool, rounds: Sequence[Round], own: Own | None) -
         )
         yield f"By subtracting its own update from a published sum it could learn {sums}."
     if has_key:
-        yield "It held the secret key. It received one sum a segment, over all other contributors, and no other "
-        "ciphertext."
+        yield "It held the secret key. It received one sum a segment over all other contributors, no other ciphertext."
     else:
         yield "Ciphertexts that its children in the tree sent it, which it could add and not open."
     if own is None:

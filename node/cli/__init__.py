@@ -18,6 +18,7 @@ from node.cli import (
     ceremony,
     chaos,
     doctor,
+    evaluate,
     features,
     ledger,
     local,
@@ -45,6 +46,7 @@ app = typer.Typer(
     epilog="Start with [bold]wardtree local[/bold]: four hospitals on this machine, on real data.",
 )
 app.command("doctor")(doctor.doctor)
+app.command("evaluate")(evaluate.evaluate)
 app.command("features")(features.features)
 app.command("local")(local.local)
 app.command("node")(node.node)
