@@ -47,13 +47,13 @@ def evaluate(
         known = {name: None if math.isnan(value) else value for name, value in result.figures.items()}
         typer.echo(json.dumps(asdict(result) | {"figures": known}, indent=2))
     else:
-        Console().print(_shown(result))
+        title = f"{result.party}: the {result.model} model of {result.study}, after {result.trained} rounds of training"
+        Console().print(Text(printable(title), "bold"), _shown(result))
         Console().print(Text(f"Sandbox: {result.posture}. These figures are this hospital's own: nothing was sent."))
 
 
 def _shown(result: OwnFigures) -> Table:
-    title = f"{result.party}: the {result.model} model of {result.study}, after {result.trained} rounds of training"
-    table = Table(title=Text(printable(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("on its own held-out patients")
     table.add_column("", justify="right")
     for name, value in result.figures.items():
