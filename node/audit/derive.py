@@ -111,7 +111,7 @@ def derive(transcript: Transcript, ledgers: Mapping[str, Sequence[Line]]) -> Fac
         )
         rounds = tuple(_rounds(closes, entries, studies))
         differences = tuple(_differences(closes, entries))
-    except (KeyError, TypeError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RecordError(f"a ledger has an entry that this version does not know: {type(error).__name__}") from None
     agreements = tuple(_agreements(transcript, studies))
     acts = tuple(_acts(transcript))
@@ -242,7 +242,7 @@ def _close(entry: _Entry, name: str) -> tuple[_Closed, int]:
         if says != (*means, name not in close.contributors):
             raise RecordError(f"ledger of {name}: round {close.round}: its entry is not what the key holder signed")
         return _Closed(entry.manifest, close), int(values["time"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise RecordError(f"ledger of {name}: a closed round without the key holder's signed word") from None
     except ExportError as error:
         raise RecordError(f"ledger of {name}: {error}") from None
@@ -259,6 +259,8 @@ def _own(
     starts = [entry for entry in entries if _is(entry, "started")]
     worked = [entry.place for entry in entries if _is(entry, "training")]
     wiped = tuple(_wiped(entry) for entry in entries if _is(entry, "wiped"))
+    has_privacy = any(str(studies[each.manifest.version].privacy.mode) != "none" for each in starts)
+    spent = tuple(_spent(entry) for entry in entries if _is(entry, "privacy"))
     gone = {(each.version, each.round) for each in wiped}
     kinds: Counter[Purpose] = Counter(_purpose(studies[version], number) for version, number in set(worked))
     return Own(
@@ -277,7 +279,7 @@ def _own(
         not_wiped=tuple(sorted(set(worked) - gone)),
         skipped=sum(_is(entry, "skipped") for entry in entries),
         openings=len({entry.place for entry in entries if _is(entry, "opening")}),
-        privacy=tuple(_spent(entry) for entry in entries if _is(entry, "privacy")),
+        privacy=spent if spent or has_privacy else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,10 @@ FORMAT = "wardtree-record/1"
 Purpose = Literal["statistics", "train", "evaluate"]
 PURPOSES: dict[Purpose, str] = {STATISTICS: "statistics", TRAIN: "training", EVALUATE: "evaluation"}  # type: ignore[dict-item]
 """What a round of each is called."""
+
+
+Seconds = Annotated[int, Field(ge=0, le=253_402_300_799)]
+"""Since 1970, to the end of the year 9999."""
 
 
 class Part(BaseModel):
@@ -82,7 +86,7 @@ class Round(Part):
     segments: int
     integers: int | None = Field(description="How many were published, of the wiping lines; null where none says so.")
     state: str = Field(description="SHA-256 of the published model after it.")
-    closed: int = Field(description="When, in seconds since 1970, by the clock of the first of known_to.")
+    closed: Seconds = Field(description="When, in seconds since 1970, by the clock of the first of known_to.")
     known_to: tuple[str, ...] = Field(description="Whose ledger has it, of those in this record.")
 
 
@@ -90,7 +94,7 @@ class Start(Part):
     """A start of a node, and what confined it: its own word."""
 
     version: int
-    time: int
+    time: Seconds
     posture: str
 
 
@@ -99,7 +103,7 @@ class Wiped(Part):
 
     version: int
     round: int
-    time: int
+    time: Seconds
     ciphertext_bytes: int
     total_bytes: int
     enclave_bytes: int | None = Field(description="The most that the enclave, which has ended, had in memory.")
@@ -123,7 +127,7 @@ class Own(Part):
     key: str = Field(description="The Ed25519 public key that signed every line.")
     lines: int
     head: str = Field(description="The hash of the last line, which stands for all of them.")
-    began: int = Field(description="The first start, in seconds since 1970.")
+    began: Seconds = Field(description="The first start, in seconds since 1970.")
     starts: tuple[Start, ...]
     took_part: dict[Purpose, int] = Field(description="Rounds that it began to work in.")
     closed: int = Field(description="Closed rounds that it knows of.")
@@ -133,7 +137,7 @@ class Own(Part):
     )
     skipped: int = Field(description="At the key holder: rounds that it did not open, by the rules on sets.")
     openings: int = Field(description="At the key holder: rounds of which it opened a total.")
-    privacy: tuple[Spent, ...]
+    privacy: tuple[Spent, ...] | None = Field(description="null where the study has no differential privacy.")
 
 
 class Learnt(Part):

@@ -204,7 +204,7 @@ def _privacy(facts: Facts) -> str:
     rows = [
         [own.party, each.round, each.unit, _number(each.epsilon), _number(each.delta)]
         for own in facts.ledgers
-        for each in own.privacy
+        for each in own.privacy or ()
     ]
     if modes == ["none"]:
         meaning = (

@@ -23,7 +23,7 @@ from node.home import LEDGER
 from node.ledger import check_lines
 
 RECORD, PAGE = "record.json", "record.html"
-MAX_LEDGER, MAX_RECORD = 2**28, 2**30  # bytes
+MAX_FILE = 2**28  # bytes
 
 
 def make_record(home: Path, transcript: Transcript, others: Iterable[Path], now: datetime) -> Record:
@@ -63,7 +63,7 @@ def write_record(record: Record, out: Path) -> tuple[Path, ...]:
 def read_record(path: Path) -> Record:
     """A record whose fields have their types; nothing of it is verified. Raises RecordError."""
     try:
-        return Record.model_validate_json(read_bounded(path, MAX_RECORD))
+        return Record.model_validate_json(read_bounded(path, MAX_FILE))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -98,11 +98,9 @@ def _until(transcript: Transcript, head: str, now: datetime) -> Transcript:
 
 
 def _ledgers_in(path: Path) -> list[list[Line]]:
-    data = read_bounded(path, MAX_RECORD)
+    data = read_bounded(path, MAX_FILE)
     if FORMAT.encode() in data[:200]:
         return list(read_record(path).ledgers.values())
-    if len(data) > MAX_LEDGER:
-        raise RecordError(f"{path}: expected a ledger of at most {MAX_LEDGER} bytes, came {len(data)}")
     *lines, _ = data.split(b"\n")
     return [list(check_lines(lines, str(path)))]
 

@@ -286,6 +286,37 @@ def test_a_ledger_that_is_none_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+ODD = (None, "x", -1, 10**30, 1.5, [], {"a": 1}, True, "\ud800")
+
+
+def test_odd_entries_of_a_member_are_an_error_and_never_a_bug(world: World, tmp_path: Path) -> None:
+    """Each field of each kind of entry, signed by a member, with values of every kind."""
+    at = {"round": 1, "time": TIME}
+    good: list[dict[str, Any]] = [
+        {"what": "started", "manifest": world.manifest.digest, "posture": "required", "time": TIME},
+        {"what": "training", "round": 1, "segment": 0, "contributors": []},
+        {"what": "opening", "round": 1, "segment": 0, "contributors": []},
+        world.closed("cy", 1, ALL),
+        {"what": "wiped", **at, "ciphertext_bytes": 1, "total_bytes": 4, "enclave_bytes": 1, "keyroom_bytes": 1},
+        {"what": "privacy", "round": 1, "unit": "hospital", "epsilon": 0.5, "delta": 1e-5},
+        {"what": "skipped", "round": 1, "segment": 0, "contributors": []},
+    ]
+    places = [(number, key, odd) for number, entry in enumerate(good) for key in entry for odd in ODD]
+    refusals: list[str] = []
+    for number, key, odd in places:
+        ledger = Ledger(tmp_path / "ledger.jsonl", world.identities["cy"].sign)
+        for index, entry in enumerate(good):
+            ledger.note(**entry | ({key: odd} if index == number else {}))
+        ledger.close()
+        try:
+            render(world.make("bo", ledger.path))
+        except WardtreeError as error:
+            refusals.append(str(error))
+        ledger.path.unlink()
+    assert len(refusals) > len(places) / 2
+    assert not any("\n" in text for text in refusals)
+
+
 def test_spent_privacy_is_what_the_ledger_says(world: World, tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     world.write("cy", path)
@@ -296,7 +327,7 @@ def test_spent_privacy_is_what_the_ledger_says(world: World, tmp_path: Path) -> 
     facts = derive(world.transcript, {"cy": list(read_entries(path))})
     spent = [(each.unit, each.round, each.epsilon, each.delta) for each in facts.ledgers[0].privacy]
     assert spent == [("hospital", 1, 0.25, 1e-5), ("hospital", 2, 0.375, 1e-5)]
-    assert world.make("bo").facts.ledgers[0].privacy == ()
+    assert world.make("bo").facts.ledgers[0].privacy is None
     shown = render(world.make("bo", path))
     assert "0.375" in shown
     ledger = Ledger(path, world.identities["cy"].sign)
