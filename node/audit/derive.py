@@ -27,7 +27,6 @@ from node.audit.facts import (
     Facts,
     Member,
     Own,
-    Purpose,
     Round,
     Signature,
     Spent,
@@ -262,7 +261,7 @@ def _own(
     has_privacy = any(str(studies[each.manifest.version].privacy.mode) != "none" for each in starts)
     spent = tuple(_spent(entry) for entry in entries if _is(entry, "privacy"))
     gone = {(each.version, each.round) for each in wiped}
-    kinds: Counter[Purpose] = Counter(_purpose(studies[version], number) for version, number in set(worked))
+    kinds = Counter(studies[version].schedule.purpose(number) for version, number in set(worked))
     return Own(
         party=name,
         key=key,
@@ -302,11 +301,6 @@ def _spent(entry: _Entry) -> Spent:
     return Spent(version=entry.manifest.version, unit=values["unit"], round=values["round"], **spent)
 
 
-def _purpose(study: Study, number: int) -> Purpose:
-    purpose: Purpose = study.schedule.purpose(number)  # type: ignore[assignment]
-    return purpose
-
-
 # ---- all ledgers together ---------------------------------------------------------------------------------
 
 
@@ -332,7 +326,7 @@ def _rounds(
         yield Round(
             version=version,
             round=number,
-            purpose=_purpose(studies[version], number),
+            purpose=studies[version].schedule.purpose(number),
             contributors=tuple(sorted(closed.close.contributors)),
             left_out=tuple(sorted(set(closed.manifest.names) - closed.close.contributors)),
             segments=closed.close.segments,

@@ -10,9 +10,8 @@ from node.protocol.messages import EVALUATE, STATISTICS, TRAIN
 
 FORMAT = "wardtree-record/1"
 
-Purpose = Literal["statistics", "train", "evaluate"]
-PURPOSES: dict[Purpose, str] = {STATISTICS: "statistics", TRAIN: "training", EVALUATE: "evaluation"}  # type: ignore[dict-item]
-"""What a round of each is called."""
+PURPOSES = {STATISTICS: "statistics", TRAIN: "training", EVALUATE: "evaluation", "energies": "block norms"}
+"""What a round of each purpose is called."""
 
 
 Seconds = Annotated[int, Field(ge=0, le=253_402_300_799)]
@@ -80,7 +79,7 @@ class Round(Part):
 
     version: int = Field(description="Of the manifest.")
     round: int
-    purpose: Purpose
+    purpose: str = Field(description=f"One of {', '.join(PURPOSES)}.")
     contributors: tuple[str, ...]
     left_out: tuple[str, ...]
     segments: int
@@ -129,7 +128,7 @@ class Own(Part):
     head: str = Field(description="The hash of the last line, which stands for all of them.")
     began: Seconds = Field(description="The first start, in seconds since 1970.")
     starts: tuple[Start, ...]
-    took_part: dict[Purpose, int] = Field(description="Rounds that it began to work in.")
+    took_part: dict[str, int] = Field(description="Rounds that it began to work in.")
     closed: int = Field(description="Closed rounds that it knows of.")
     wiped: tuple[Wiped, ...]
     not_wiped: tuple[tuple[int, int], ...] = Field(
