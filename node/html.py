@@ -99,8 +99,8 @@ svg text { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
 pre { padding: .6rem .8rem; background: var(--tint); font-size: .8rem; white-space: pre-wrap; }
 code { font-size: .85em; overflow-wrap: anywhere; }
 @media print {
-  :root { color-scheme: light; --paper: #ffffff; --ink: #000000; --soft: #444444; --line: #aaaaaa; --tint: #ffffff;
-    --good: #000000; --bad: #000000; }
+  :root { color-scheme: light; --paper: white; --ink: black; --soft: dimgray; --line: silver; --tint: white;
+    --good: black; --bad: black; }
   @page { margin: 18mm; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   .wide { overflow: visible; }
