@@ -109,7 +109,7 @@ def make_card(
 ) -> dict[str, Any]:
     """What the card says; ``closes`` are the key holder's signed frames, in hex, from first to last."""
     study = parse_study(manifest.study, "the study in the manifest")
-    rounds = [_close(manifest, frame) for frame in closes]
+    rounds = [signed_close(manifest, frame) for frame in closes]
     return {
         "format": _FORMAT,
         "study": study.name,
@@ -166,7 +166,7 @@ def _closes(home: Path, manifest: Manifest, model: Model) -> Iterator[str]:
         entry = line["entry"]
         if entry["what"] == "closed" and "frame" in entry:
             try:
-                close = _close(manifest, entry["frame"])
+                close = signed_close(manifest, entry["frame"])
             except ExportError:
                 continue  # of another manifest
             by_state[close.state] = (close, entry["frame"])
@@ -215,7 +215,7 @@ def verify_export(folder: Path) -> Exported:
     sums = None if card["statistics"] is None else np.array(card["statistics"], np.float64)
     curve = np.array(card["curve"], np.float64) if card["curve"] else np.zeros((0, 0))  # None becomes NaN
     model = Model(card["rounds"], parameters, sums, card["statistics_parties"], moments, curve)
-    state = _close(manifest, card["closes"][-1]).state
+    state = signed_close(manifest, card["closes"][-1]).state
     if model.digest(bytes.fromhex(manifest.digest)) != state:
         raise ExportError(f"{folder}: the weights are not the state that {manifest.key_holder} closed last")
     again = make_card(manifest, model, shapes, card["closes"], card["privacy"]["epsilon"])
@@ -282,17 +282,17 @@ def _are_numbers(value: object) -> bool:
 
 
 def _check_chain(manifest: Manifest, frames: Sequence[str]) -> None:
-    closes = [_close(manifest, frame) for frame in frames]
+    closes = [signed_close(manifest, frame) for frame in frames]
     for before, after in itertools.pairwise(closes):
         if after.base != before.state or after.round <= before.round:
             raise ExportError(f"the close of round {after.round} does not follow that of round {before.round}")
 
 
-def _close(manifest: Manifest, frame: str) -> Close:
+def signed_close(manifest: Manifest, frame: str) -> Close:
     """A close of this manifest, signed by its key holder. Raises ExportError."""
     codec = Codec(bytes.fromhex(manifest.digest), roster_of(manifest), manifest.signing_keys, verify)
     try:
-        decoded = codec.decode("the card", bytes.fromhex(frame), b"")
+        decoded = codec.decode("closes", bytes.fromhex(frame), b"")
     except RemoteProtocolError as error:
         raise ExportError(str(error)) from None
     except ValueError:

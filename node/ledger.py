@@ -12,7 +12,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,15 @@ def read_entries(path: Path, sign: Sign | None = None) -> Iterator[dict[str, Any
         *lines, _ = path.read_bytes().split(b"\n")
     except OSError as error:
         raise LedgerError(f"{path}: cannot be read: {error.strerror}") from error
+    yield from check_lines(lines, str(path), sign)
+
+
+def check_lines(lines: Iterable[bytes], source: str, sign: Sign | None = None) -> Iterator[dict[str, Any]]:
+    """As :func:`read_entries`, of lines that are at hand; ``source`` names them.
+
+    Raises:
+        LedgerError: names the line.
+    """
     previous = GENESIS
     for number, raw in enumerate(lines, start=1):
         try:
@@ -117,7 +126,7 @@ def read_entries(path: Path, sign: Sign | None = None) -> Iterator[dict[str, Any
         except (ValueError, KeyError, TypeError, RecursionError):
             sound = False
         if not sound:
-            raise LedgerError(f"{path}: line {number} does not follow from the one before: the ledger was changed")
+            raise LedgerError(f"{source}: line {number} does not follow from the one before: the ledger was changed")
         previous = line["hash"]
         yield line
 
@@ -130,3 +139,8 @@ def _line(entry: Any, previous: str, sign: Sign | None) -> dict[str, Any]:
 
 def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def as_written(line: dict[str, Any]) -> bytes:
+    """A line that was read, as it stands in the file, without its end."""
+    return _canonical(line)

@@ -5,9 +5,10 @@ The same report gives the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 
+from node.html import Bold, bullets, page, section, table, text
 from node.protocol.messages import EVALUATE, STATISTICS, TRAIN
 from node.record import STAGES
 from node.report import (
@@ -41,7 +42,7 @@ def render(report: Report) -> str:
         _promises(report),
     ]
     title = f"wardtree: {report['study']}"
-    return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(filter(None, sections)))
+    return page(title, sections)
 
 
 # ---- sections -------------------------------------------------------------------------------------------
@@ -61,12 +62,12 @@ def _summary(report: Report) -> str:
         "seconds": f"{report['seconds']:.1f}",
         "wardtree": report["wardtree"],
     }
-    listed = "".join(f"<div><dt>{escape(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in facts.items())
-    debug = "".join(f'<p class="debug"><strong>A debug mode was on.</strong> {_text(d)}</p>' for d in report["debug"])
+    listed = "".join(f"<div><dt>{escape(key)}</dt><dd>{text(value)}</dd></div>" for key, value in facts.items())
+    debug = "".join(f'<p class="debug"><strong>A debug mode was on.</strong> {text(d)}</p>' for d in report["debug"])
     return (
-        f"<header><p>wardtree, a run on one machine</p><h1>{_text(report['study'])}</h1>"
-        f'<p class="verdict {"ok" if report["ok"] else "bad"}">{_text(verdict(report))}</p></header>'
-        f"<dl>{listed}</dl>{debug}{_list(report['notes'])}"
+        f"<header><p>wardtree, a run on one machine</p><h1>{text(report['study'])}</h1>"
+        f'<p class="verdict {"ok" if report["ok"] else "bad"}">{text(verdict(report))}</p></header>'
+        f"<dl>{listed}</dl>{debug}{bullets(report['notes'])}"
     )
 
 
@@ -83,18 +84,18 @@ def _models(report: Report) -> str:
     if results.get("curves"):
         parts.append(learning_curves(results["curves"]))
     rows = [[name, *(_figures(figures))] for name, figures in together(results)]
-    parts.append(_table("All hospitals' held-out patients together", ["model", *FIGURES.values()], rows))
+    parts.append(table("All hospitals' held-out patients together", ["model", *FIGURES.values()], rows))
     rows = []
     for name, models in results["hospitals"].items():
         own = models["own_patients"]
         tops = [best([own[model].get(key) for model in MODELS]) for key in FIGURES]
         for line, (model, called) in enumerate(MODELS.items()):
-            shown = [_Bold(f) if top[line] else f for f, top in zip(_figures(own[model]), tops, strict=True)]
+            shown = [Bold(f) if top[line] else f for f, top in zip(_figures(own[model]), tops, strict=True)]
             rows.append([_patients(name, own["local"]), called, *shown])
     headers = ["hospital", "model", *FIGURES.values()]
     caption = "Each hospital on its own held-out patients"
-    parts.append(_table(caption, headers, rows, text_columns=2, group=len(MODELS)))
-    return _section("What federation was worth", parts)
+    parts.append(table(caption, headers, rows, text_columns=2, group=len(MODELS)))
+    return section("What federation was worth", parts)
 
 
 def _patients(name: str, figures: Mapping[str, float]) -> str:
@@ -105,10 +106,10 @@ def _patients(name: str, figures: Mapping[str, float]) -> str:
 
 def _tree(report: Report) -> str:
     saw = [
-        f"<div><dt>{escape(role)}</dt><dd>{' '.join(map(_text, sentences))}</dd></div>"
+        f"<div><dt>{escape(role)}</dt><dd>{' '.join(map(text, sentences))}</dd></div>"
         for role, sentences in report["saw"].items()
     ]
-    return _section(
+    return section(
         "The tree, and what each role saw",
         [
             "<p>Encrypted updates are added on their way up. The key holder stands outside the tree and has one "
@@ -130,12 +131,12 @@ def _cost(report: Report) -> str:
             [who, role, *(f"{stages[stage]:.3f}" if stage in stages else "–" for stage in STAGES)]
             for who, role, stages in seconds
         ]
-        parts.append(_table("Seconds per stage, all rounds", ["node", "role", *STAGES], rows, text_columns=2))
+        parts.append(table("Seconds per stage, all rounds", ["node", "role", *STAGES], rows, text_columns=2))
     if links:
         rows = [[who, role, *(human_bytes(sent.get(link, 0)) for link in LINKS)] for who, role, sent in links]
         headers = ["node", "role", *(link.replace("_", " ") for link in LINKS)]
-        parts.append(_table("Bytes over each node's links, with all framing", headers, rows, text_columns=2))
-    return _section("Time and traffic", parts) if parts else ""
+        parts.append(table("Bytes over each node's links, with all framing", headers, rows, text_columns=2))
+    return section("Time and traffic", parts) if parts else ""
 
 
 def _rounds(report: Report) -> str:
@@ -152,33 +153,33 @@ def _rounds(report: Report) -> str:
         for entry in report["rounds_detail"]
     ]
     headers = ["round", "purpose", "contributors", "left out", "segments", "seconds"]
-    return _section("Rounds", [_table("Every round that was closed", headers, rows, text_columns=4)]) if rows else ""
+    return section("Rounds", [table("Every round that was closed", headers, rows, text_columns=4)]) if rows else ""
 
 
 def _evaluations(report: Report) -> str:
     names = evaluation_names(report)
     rows = [[entry["trained"], *(figure(entry[name]) for name in names)] for entry in report["evaluations"]]
-    text = (
+    meaning = (
         "<p>Counts of each hospital's held-out patients, added up encrypted like an update: only their sum was opened. "
         "The AUC is that of the summed histograms of scores, and at most its error away from the AUC of the scores.</p>"
     )
     headers = ["after round", *(name.replace("_", " ") for name in names)]
-    table = _table("The model on all held-out patients, as all together counted", headers, rows)
-    return _section("Federated evaluation", [text, table]) if rows else ""
+    shown = table("The model on all held-out patients, as all together counted", headers, rows)
+    return section("Federated evaluation", [meaning, shown]) if rows else ""
 
 
 def _trouble(report: Report) -> str:
     parts = []
     if report["errors"]:
-        parts.append(_table("Nodes that failed", ["node", "why"], report["errors"].items(), text_columns=2))
+        parts.append(table("Nodes that failed", ["node", "why"], report["errors"].items(), text_columns=2))
     if report["warnings"]:
-        parts.append(f"<h3>Warnings</h3>{_list(report['warnings'])}")
+        parts.append(f"<h3>Warnings</h3>{bullets(report['warnings'])}")
     if report["dropped"]:
         keys = ["who", "expected", "came", "count"]
         rows = [[each[key] for key in keys] for each in report["dropped"]]
         caption = "Messages and handshakes that a node refused, and did not act on"
-        parts.append(_table(caption, ["from", *keys[1:]], rows, text_columns=3))
-    return _section("Failures, warnings and refusals", parts) if parts else ""
+        parts.append(table(caption, ["from", *keys[1:]], rows, text_columns=3))
+    return section("Failures, warnings and refusals", parts) if parts else ""
 
 
 def _promises(report: Report) -> str:
@@ -195,115 +196,8 @@ def _promises(report: Report) -> str:
             "something about the patients they were learnt from.",
         )
     more = "<p>The whole list is in the README, under what is and is not promised.</p>"
-    return _section("What is not promised", [_list(limits), more])
-
-
-# ---- pieces of a page -----------------------------------------------------------------------------------
-
-
-class _Bold(str):
-    """A cell in bold."""
-
-
-def _text(value: object) -> str:
-    return escape(str(value))
+    return section("What is not promised", [bullets(limits), more])
 
 
 def _figures(figures: Mapping[str, float]) -> list[str]:
     return [figure(figures.get(key)) for key in FIGURES]
-
-
-def _section(title: str, parts: Iterable[str]) -> str:
-    return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
-
-
-def _list(items: Iterable[str]) -> str:
-    listed = "".join(f"<li>{_text(item)}</li>" for item in items)
-    return f"<ul>{listed}</ul>" if listed else ""
-
-
-def _table(
-    caption: str,
-    headers: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    *,
-    text_columns: int = 1,
-    group: int = 1,
-) -> str:
-    """A table whose first cells are row headers, each over ``group`` rows; columns after the text hold numbers."""
-    head = "".join(f'<th scope="col"{_align(i, text_columns)}>{_text(name)}</th>' for i, name in enumerate(headers))
-    body = []
-    for index, row in enumerate(rows):
-        first = f'<th scope="row" rowspan="{group}">{_text(row[0])}</th>' if index % group == 0 else ""
-        cells = "".join(_cell(cell, _align(i, text_columns)) for i, cell in enumerate(row[1:], 1))
-        body.append(f"<tr{' class=first' if first else ''}>{first}{cells}</tr>")
-    return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
-        f"<caption>{_text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _align(column: int, text_columns: int) -> str:
-    return "" if column < text_columns else ' class="number"'
-
-
-def _cell(value: object, align: str) -> str:
-    return f"<td{align}>{f'<b>{_text(value)}</b>' if isinstance(value, _Bold) else _text(value)}</td>"
-
-
-# ---- the page -------------------------------------------------------------------------------------------
-
-_STYLE = """\
-:root { color-scheme: light dark; --paper: #ffffff; --ink: #1b2126; --soft: #66717b; --line: #d7dce0;
-  --tint: #f3f6f8; --good: #17693c; --bad: #b3261e; --series1: #2667a8; --series2: #c46a00; --series3: #1c8465; 
-  --series4: #a0407f; --series5: #7a7f87; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14181b; --ink: #e4e8eb; --soft: #98a3ac; --line: #353d43;
-  --tint: #1e2428; --good: #6fd39b; --bad: #ff9c92; --series1: #71ace8; --series2: #f0a94d; --series3: #55c7a2;
-  --series4: #e08ac0; --series5: #a9b0b8; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.25rem 1rem 3rem; max-width: 60rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
-header p { margin: 0; color: var(--soft); }
-h1 { margin: 0 0 .5rem; font-size: 1.8rem; line-height: 1.2; }
-h2 { margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--line); font-size: 1.25rem; }
-h3, caption { margin: 1rem 0 .25rem; font-size: 1rem; font-weight: 600; text-align: left; }
-header .verdict { padding: .6rem .8rem; border-left: .3rem solid; background: var(--tint); font-weight: 600; }
-.verdict.ok { color: var(--good); }
-.verdict.bad { color: var(--bad); }
-.debug { padding: .6rem .8rem; border: 1px solid var(--series2); font-size: .9rem; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .5rem 1rem; margin: 1rem 0; }
-dl.saw { grid-template-columns: 1fr; }
-dt { color: var(--soft); font-size: .85rem; }
-dd { margin: 0; }
-ul { padding-left: 1.2rem; }
-li { margin: .3rem 0; }
-.wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .3rem .7rem .3rem 0; text-align: left; vertical-align: top; font-weight: 400; }
-thead th { color: var(--soft); border-bottom: 1px solid var(--soft); }
-tr.first > * { border-top: 1px solid var(--line); }
-th[scope="row"] { min-width: 6.5rem; }
-td.number { white-space: nowrap; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 1rem 0; }
-figcaption { color: var(--soft); font-size: .85rem; max-width: 36rem; }
-svg { display: block; width: 100%; height: auto; }
-svg text { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
-"""
-
-_PAGE = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""

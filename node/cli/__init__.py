@@ -18,7 +18,9 @@ from node.cli import (
     ceremony,
     chaos,
     doctor,
+    evaluate,
     features,
+    ledger,
     local,
     model,
     network,
@@ -44,6 +46,7 @@ app = typer.Typer(
     epilog="Start with [bold]wardtree local[/bold]: four hospitals on this machine, on real data.",
 )
 app.command("doctor")(doctor.doctor)
+app.command("evaluate")(evaluate.evaluate)
 app.command("features")(features.features)
 app.command("local")(local.local)
 app.command("node")(node.node)
@@ -54,6 +57,7 @@ app.command("watch")(operate.watch)
 app.command("chaos")(chaos.chaos)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ceremony.app, name="ceremony")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(model.app, name="model")
 app.add_typer(score.app, name="score")
 app.add_typer(study.app, name="study")

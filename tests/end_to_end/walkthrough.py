@@ -15,7 +15,7 @@ import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,14 +151,17 @@ class Person:
         return f"four random words of {self.name}"
 
 
-def walk(page: Page, folder: Path) -> Page:
+def walk(page: Page, folder: Path, places: Mapping[str, str] | None = None) -> Page:
     """Do everything that the page says, in ``folder``; gives the page as it should be.
+
+    Args:
+        places: for what else the page names (a host, a folder) what it is here.
 
     Raises:
         AssertionError: a command failed that should not, or the other way round.
     """
-    ports = {number: _free_port() for number in sorted(set(_PORT.findall(page.render())))}
-    there = {f"127.0.0.1:{number}": f"127.0.0.1:{port}" for number, port in ports.items()}
+    ports = {number: free_port() for number in sorted(set(_PORT.findall(page.render())))}
+    there = {f"127.0.0.1:{number}": f"127.0.0.1:{port}" for number, port in ports.items()} | dict(places or {})
     back = {port: number for number, port in there.items()}
     spoken: dict[str, str] = {}
     environment = _environment(folder)
@@ -237,7 +240,7 @@ def _environment(folder: Path) -> dict[str, str]:
     return kept | {"PATH": f"{program.parent}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "TERM": "dumb"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
