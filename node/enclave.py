@@ -48,6 +48,7 @@ from node.telemetry import Stopwatch
 
 WARM = {
     "image": ("torch", "torch._dynamo", "sklearn.metrics", "node.tasks.networks"),
+    "segmentation": ("torch", "torch._dynamo", "node.tasks.networks", "node.tasks.unet"),
     "synthetic": (),
     "tabular": ("torch", "pandas", "sklearn.model_selection"),
     "node.tasks.heart_risk:HeartRiskTask": (),

@@ -42,8 +42,8 @@ class TaskChoice(Settings):
 
     class_name: str = Field(
         alias="class",
-        pattern=r"^(image|tabular|synthetic|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$",
-        description='"image", "tabular", "synthetic" or "module:Class"',
+        pattern=r"^(image|segmentation|tabular|synthetic|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$",
+        description='"image", "segmentation", "tabular", "synthetic" or "module:Class"',
     )
     options: dict[str, Any] = Field(default_factory=dict, description="a table")
 

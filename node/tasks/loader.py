@@ -10,14 +10,16 @@ from node.tasks.base import Setup, Task, TaskError
 
 BUILTIN = {
     "image": "node.tasks.image:ImageTask",
+    "segmentation": "node.tasks.segmentation:SegmentationTask",
     "tabular": "node.tasks.tabular:TabularTask",
     "synthetic": "node.tasks.synthetic:SyntheticTask",
 }
+_READERS = ("data", "images", "masks", "settings")
 _METHODS = ("check_options", "statistics_spec", "statistics", "initial", "train", "evaluate")
 
 
 def load_task_class(name: str) -> type[Task]:
-    """The class of ``image``, ``tabular``, ``synthetic`` or ``module:Class``.
+    """The class of a built-in task's name, or of ``module:Class``.
 
     A user's module is imported here, and so run: do it only where that code may run.
     Raises TaskError where there is no such module or class, or where it lacks a method.
@@ -85,7 +87,7 @@ def task_digest(name: str) -> str:
     source = task_source(name)
     if name in BUILTIN:
         root = Path(__file__).parent.parent
-        files = [*(root / "tasks").rglob("*.py"), root / "data.py", root / "images.py", root / "settings.py"]
+        files = [*(root / "tasks").rglob("*.py"), *(root / f"{reader}.py" for reader in _READERS)]
     elif source.is_dir():
         root, files = source, list(source.rglob("*.py"))
     else:
