@@ -211,10 +211,9 @@ def _example(where: str, pixels: NDArray[Any], mask: NDArray[Any]) -> Example:
         pixels = pixels.astype(np.float32)
     if not np.isfinite(pixels).all():
         raise DataError(f"{where}: expected finite values, came others")
-    whole = mask.astype(np.int64) if np.isfinite(mask).all() else np.zeros(0)
-    if whole.shape != mask.shape or not np.array_equal(whole, mask) or whole.min() < 0:
+    if not np.isfinite(mask).all() or (mask < 0).any() or (mask % 1).any():
         raise DataError(f"{where}, its mask: expected whole numbers from 0, came others")
-    return Example(pixels, whole)
+    return Example(pixels, mask.astype(np.int64))
 
 
 def _sizes(*arrays: NDArray[Any]) -> list[str]:

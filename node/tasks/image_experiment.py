@@ -60,3 +60,20 @@ def _options(table: Mapping[str, Any]) -> tuple[RepetitionOptions, dict[str, Any
         return RepetitionOptions.model_validate(mine), rest
     except ValidationError as error:
         raise OptionsError(problems(RepetitionOptions, error)) from None
+
+
+class ContinuedImageTask(ImageTask):
+    """The image task, from a model that an earlier run ended with: a long schedule in several federations.
+
+    ``[data]`` has ``start = "model.npy"`` besides, the same at every party; left away: from the beginning.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        data = dict(setup.data)
+        start = data.pop("start", None)
+        super().__init__(replace(setup, data=data))
+        self._start = super().initial() if start is None else np.load(setup.home / start, allow_pickle=False)
+
+    def initial(self) -> NDArray[np.float32]:
+        """Where the earlier run ended."""
+        return self._start.astype(np.float32)

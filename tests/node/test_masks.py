@@ -183,7 +183,10 @@ def test_bad_shards(tmp_path: Path, more: dict[str, Any]) -> None:
     [
         ({"images": PICTURE[None]}, "expected arrays images and masks, came images"),
         ({"images": PICTURE[None], "masks": MASK[None] * 0.5}, "expected masks (N, H, W) or (N, H, W, D) of whole"),
-        ({"images": PICTURE[None], "masks": MASK[None, :5]}, "of one size, came (1, 6, 4, 3) of uint8 and (1, 5, 4) of"),
+        (
+            {"images": PICTURE[None], "masks": MASK[None, :5]},
+            "of one size, came (1, 6, 4, 3) of uint8 and (1, 5, 4) of",
+        ),
         ({"images": PICTURE[None] * np.nan, "masks": MASK[None]}, "image 1 of 1: expected finite values, came others"),
         ({"images": PICTURE[None], "masks": -MASK[None].astype(int)}, "its mask: expected whole numbers from 0, came"),
         ({"images": np.array([{}]), "masks": MASK[None]}, "expected an .npz file of arrays without Python objects"),

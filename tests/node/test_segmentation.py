@@ -48,7 +48,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels[2 + number : 7 + number, 2:8, 2:8] = 1
         labels[3 + number : 5 + number, 3:6, 3:6] = 2
         values = 100.0 * labels + np.random.default_rng(number).normal(0, 20, labels.shape)
-        nibabel.save(nibabel.Nifti1Image(values.astype(np.float32), np.eye(4)), folder / "volumes" / f"p{number}.nii.gz")
+        nibabel.save(
+            nibabel.Nifti1Image(values.astype(np.float32), np.eye(4)), folder / "volumes" / f"p{number}.nii.gz"
+        )
         nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), folder / "volumes" / f"p{number}_seg.nii.gz")
     return folder
 
