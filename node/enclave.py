@@ -52,7 +52,7 @@ WARM = {
     "synthetic": (),
     "tabular": ("torch", "pandas", "sklearn.model_selection"),
     "node.tasks.heart_risk:HeartRiskTask": (),
-    "node.tasks.image_experiment:ContinuedImageTask": ("torch", "torch._dynamo", "node.tasks.networks"),
+    "node.tasks.image_experiment:ContinuedImageTask": ("torch", "torch._dynamo", "opacus", "node.tasks.networks"),
     "node.tasks.image_experiment:ImageExperimentTask": ("torch", "torch._dynamo", "node.tasks.networks"),
     "node.tasks.segmentation_experiment:SegmentationExperimentTask": (
         "torch",

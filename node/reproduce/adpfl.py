@@ -94,9 +94,9 @@ def study_text(arm: str, seed: int) -> str:
         text += f"[privacy.adaptive]\ncount_noise = {count_noise:.6f}\nlowest = 0.01\nhighest = 40.0\n"
     if arm in (RECORD, PERCENTILE):
         text = text.replace('class = "segmentation"', _EXPERIMENT)
-        own = f'mechanism = "{arm}"\n'
+        own = f"{arm} = {{}}\n"
         if arm == RECORD:  # batches of all images and a higher rate: the best that was tried
-            own += f"epsilon = {EPSILON}\ndelta = {DELTA}\n"
+            own = f"record = {{ epsilon = {EPSILON}, delta = {DELTA} }}\n"
             text = text.replace("batch_size = 8", "batch_size = 32").replace("= 0.003 ", "= 0.1 ")
         text = text.replace("[task.options]\n", f"[task.options]\n{own}")
     return text

@@ -12,33 +12,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from node.privacy.accountant import Accountant, noise_for
-from node.privacy.budget import Budget
 from node.settings import Settings, problems
 from node.tasks.base import OptionsError, Setup, TrainingRound
+from node.tasks.record_privacy import RecordOptions, train_by_record
 from node.tasks.segmentation import SegmentationTask
 
 
-class NoiseOptions(Settings):
-    """What ``[task.options]`` has beside those of a segmentation."""
+class PercentileOptions(Settings):
+    """Where an update is cut, and the deviation of the noise in thresholds."""
 
-    mechanism: Literal["record", "percentile"] = Field(description='"record" or "percentile"')
-    epsilon: float | None = Field(default=None, gt=0, description="a number above 0")
-    delta: float | None = Field(default=None, gt=0, lt=1, description="a number between 0 and 1")
-    gradient_clip: float = Field(default=1.0, gt=0, description="a number above 0")
-    percentile: float = Field(default=90.0, gt=0, le=100, description="a number above 0, at most 100")
-    noise: float = Field(default=0.1, ge=0, description="a number of at least 0: of the noise, in thresholds")
+    cut: float = Field(default=90.0, gt=0, le=100, description="a number above 0, at most 100")
+    noise: float = Field(default=0.1, ge=0, description="a number of at least 0")
+
+
+class NoiseOptions(Settings):
+    """What ``[task.options]`` has beside those of a segmentation: one of the two."""
+
+    record: RecordOptions | None = Field(default=None, description="a table such as { epsilon = 8.0, delta = 1e-3 }")
+    percentile: PercentileOptions | None = Field(
+        default=None, description="a table such as { cut = 90.0, noise = 0.1 }"
+    )
 
     @model_validator(mode="after")
-    def _budget(self) -> NoiseOptions:
-        if self.mechanism == "record" and (self.epsilon is None or self.delta is None):
-            raise ValueError('mechanism = "record": expected epsilon and delta, came none')
+    def _one(self) -> NoiseOptions:
+        if (self.record is None) == (self.percentile is None):
+            raise ValueError("expected one of record and percentile, came both or none")
         return self
 
 
@@ -56,37 +60,31 @@ class SegmentationExperimentTask(SegmentationTask):
 
     def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
         """As the segmentation task, with noise."""
-        if self._noise.mechanism == "record":
-            return self._by_record(model, round)
+        if self._noise.record is not None:
+            return self._by_record(model, round, self._noise.record)
+        assert self._noise.percentile is not None
         update = super().train(model, round)
-        threshold = float(np.percentile(np.abs(update), self._noise.percentile))
-        noise = np.random.default_rng().normal(0.0, self._noise.noise * threshold, update.shape)
+        threshold = float(np.percentile(np.abs(update), self._noise.percentile.cut))
+        noise = np.random.default_rng().normal(0.0, self._noise.percentile.noise * threshold, update.shape)
         return (np.clip(update, -threshold, threshold) + noise).astype(np.float32)
 
     def carry(self) -> bytes | None:
         """The accountant's history: it is one over all rounds."""
         return self._account
 
-    def _by_record(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
-        from node.privacy.dpsgd import Recipe, train
+    def _by_record(
+        self, model: NDArray[np.float32], round: TrainingRound, record: RecordOptions
+    ) -> NDArray[np.float32]:
+        from node.privacy.dpsgd import Recipe
         from node.tasks.unet import Pieces, flat, loaded, loss
 
-        options, noise = self._options, self._noise
-        assert noise.epsilon is not None
-        assert noise.delta is not None
+        options = self._options
         pieces = Pieces([(each.x, each.masks) for each in self._train], options.size, options.patches, options.flips)
         x, masks = pieces.take(range(len(pieces)))
-        recipe = Recipe(
-            options.learning_rate * round.rate, options.batch_size, options.local_epochs, noise.gradient_clip, 1.0,
-            options.momentum,
-        )  # fmt: skip
-        steps = recipe.batches(len(x)) * options.local_epochs * round.rounds
-        budget = Budget(noise.epsilon, noise.delta)
-        multiplier = noise_for(budget, recipe.sample_rate(len(x)), steps)
-        accountant = Accountant.from_state(budget, round.carried) if round.carried else Accountant(budget)
+        rate = options.learning_rate * round.rate
+        recipe = Recipe(rate, options.batch_size, options.local_epochs, 1.0, 0.0, options.momentum)
         network = loaded(options.network(), model)
-        train(network, x, masks, loss, replace(recipe, noise_multiplier=multiplier), accountant)
-        self._account = accountant.state()
+        self._account = train_by_record(network, x, masks, loss, recipe, record, round.rounds, round.carried)
         return flat(network) - model
 
 

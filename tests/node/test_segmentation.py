@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ def discs(count: int, size: int = 24) -> tuple[NDArray[np.uint8], NDArray[np.boo
     masks = np.linalg.norm(away, axis=-1) < radius[:, None, None]
     images = 40 + 120 * masks[..., None] + draw.integers(0, 60, (count, size, size, 3))
     return images.astype(np.uint8), masks
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On small networks more threads wait for each other, on a busy machine a hundredfold."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from node.study import parse_study
 from node.tasks.base import OptionsError, Setup, TrainingRound
 from node.tasks.image_experiment import ContinuedImageTask
 from node.tasks.segmentation_experiment import SegmentationExperimentTask
-from tests.node.test_segmentation import FLAT, discs
+from tests.node.test_segmentation import FLAT, _one_thread, discs  # noqa: F401
 
 ROUND = TrainingRound(1, 3, None, 0)
 
@@ -40,7 +40,7 @@ def noisy(home: Path, **noise: Any) -> SegmentationExperimentTask:
 
 
 def test_one_accountant_over_all_rounds_spends_the_budget_and_no_more(home: Path) -> None:
-    one = noisy(home, mechanism="record", epsilon=8.0, delta=1e-3)
+    one = noisy(home, record={"epsilon": 8.0, "delta": 1e-3})
     model, carried, spent = one.initial(), None, []
     for number in (1, 2, 3):
         update = one.train(model, TrainingRound(number, 3, None, 0, carried=carried))
@@ -55,7 +55,7 @@ def test_one_accountant_over_all_rounds_spends_the_budget_and_no_more(home: Path
 
 
 def test_a_percentile_cuts_and_its_noise_follows_the_data(home: Path) -> None:
-    quiet, loud = (noisy(home, mechanism="percentile", percentile=90.0, noise=noise) for noise in (0.0, 0.5))
+    quiet, loud = (noisy(home, percentile={"cut": 90.0, "noise": noise}) for noise in (0.0, 0.5))
     updates = []
     for one in (quiet, loud):
         torch.manual_seed(1)
@@ -65,9 +65,9 @@ def test_a_percentile_cuts_and_its_noise_follows_the_data(home: Path) -> None:
     assert (updates[1] - updates[0]).std() == pytest.approx(0.5 * threshold, rel=0.1)
 
 
-@pytest.mark.parametrize("noise", [{"mechanism": "record"}, {"mechanism": "laplace"}, {}])
+@pytest.mark.parametrize("noise", [{"record": {"epsilon": 1.0}}, {"record": {}, "percentile": {}}, {}])
 def test_bad_noise(home: Path, noise: dict[str, Any]) -> None:
-    with pytest.raises(OptionsError, match="mechanism"):
+    with pytest.raises(OptionsError, match="record"):
         noisy(home, **noise)
 
 
@@ -149,7 +149,7 @@ def parts_once(results: Results, key: dict[str, Any]) -> Any:
 
 
 def test_a_continued_task_begins_where_another_ended(tmp_path: Path) -> None:
-    options = {"classes": ["a", "b"], "model": "resnet9", "width": 2, "shape": [8, 8, 1]}
+    options = {"classes": ["a", "b"], "model": "resnet9", "width": 2, "shape": [8, 8, 1], "rounds_in_all": 4}
     images = np.random.default_rng(1).integers(0, 255, (10, 8, 8), np.uint8)
     np.savez(tmp_path / "i.npz", images=images, labels=np.arange(10) % 2)
     begun = ContinuedImageTask(Setup("north", options, {"images": "i.npz"}, 1, tmp_path))
@@ -158,3 +158,29 @@ def test_a_continued_task_begins_where_another_ended(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         ContinuedImageTask(Setup("north", options, data, 1, tmp_path)).initial(), begun.initial() + 1
     )
+
+
+def test_parts_by_record_spend_a_quarter_of_the_steps_each(tmp_path: Path) -> None:
+    record = {"epsilon": 6.0, "delta": 1e-3}
+    options = {
+        "classes": ["a", "b"], "model": "resnet9", "width": 2, "shape": [28, 28, 1], "rounds_in_all": 4, "record": record,
+        "batch_size": 4,
+    }  # fmt: skip
+    images = np.random.default_rng(1).integers(0, 255, (20, 28, 28), np.uint8)
+    np.savez(tmp_path / "i.npz", images=images, labels=np.arange(20) % 2)
+    one = ContinuedImageTask(Setup("north", options, {"images": "i.npz"}, 1, tmp_path))
+    assert np.isfinite(one.train(one.initial(), ROUND)).all()
+    account = Accountant.from_state(Budget(**record), one.carry() or b"")
+    (spent,) = account.history
+    assert spent.steps == 4  # 16 images in batches of 4
+    in_all = Accountant(None, history=[spent.times(4)]).epsilon(1e-3)
+    assert 5.9 < in_all <= 6
+
+
+@pytest.mark.parametrize("arm", [dpresnet.ENCRYPTED, dpresnet.RECORD])
+def test_arms_of_dpresnet_are_studies(arm: str) -> None:
+    study = parse_study(dpresnet.study_text(arm, 5), arm)
+    assert study.rounds == 5
+    assert study.task.options["rounds_in_all"] == 12
+    assert ("record" in study.task.options) == (arm == dpresnet.RECORD)
+    ContinuedImageTask.check_options(study.task.options)
