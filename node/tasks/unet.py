@@ -27,7 +27,10 @@ AT_ONCE = 16
 
 
 def unet(dimensions: int, inputs: int, outputs: int, channels: Sequence[int], residual_units: int) -> nn.Module:
-    """Each level halves the size; instance normalisation with weights of its own (Ulyanov et al. 2016)."""
+    """Each level halves the size; instance normalisation with weights of its own (Ulyanov et al. 2016).
+
+    Leaky rectifiers: the last level has one channel a structure, and where that died nothing more would be learnt.
+    """
     network: nn.Module = UNet(
         spatial_dims=dimensions,
         in_channels=inputs,
@@ -36,7 +39,7 @@ def unet(dimensions: int, inputs: int, outputs: int, channels: Sequence[int], re
         strides=(2,) * (len(channels) - 1),
         num_res_units=residual_units,
         norm=("INSTANCE", {"affine": True}),
-        act="RELU",
+        act=("LEAKYRELU", {"negative_slope": 0.1}),
     )
     return network
 

@@ -163,8 +163,8 @@ def test_a_continued_task_begins_where_another_ended(tmp_path: Path) -> None:
 def test_parts_by_record_spend_a_quarter_of_the_steps_each(tmp_path: Path) -> None:
     record = {"epsilon": 6.0, "delta": 1e-3}
     options = {
-        "classes": ["a", "b"], "model": "resnet9", "width": 2, "shape": [28, 28, 1], "rounds_in_all": 4, "record": record,
-        "batch_size": 4,
+        "classes": ["a", "b"], "model": "resnet9", "width": 2, "shape": [28, 28, 1], "rounds_in_all": 4,
+        "record": record, "batch_size": 4,
     }  # fmt: skip
     images = np.random.default_rng(1).integers(0, 255, (20, 28, 28), np.uint8)
     np.savez(tmp_path / "i.npz", images=images, labels=np.arange(20) % 2)
