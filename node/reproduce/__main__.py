@@ -238,6 +238,9 @@ def adpfl(
     images: Annotated[Path | None, typer.Option(help="An .npz with images X and masks M, of PH2 say.")] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Only these; default 1, 2, 3, quick 1.")] = None,
     arm: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(ad.ARMS)}.")] = None,
+    simulated: Annotated[
+        bool, typer.Option("--simulated", help="In one process, without nodes and encryption.")
+    ] = False,
 ) -> None:
     """ADP-FL: skin lesions outlined by a U-Net, with and without noise."""
     results = _results("adpfl", ("arm", "seed"), quick, out)
@@ -246,7 +249,9 @@ def adpfl(
         return
     if images is None or not images.is_file():
         raise WardtreeError(f"--images: expected the .npz file of images and masks, came {images or 'nothing'}")
-    ad.run(results, images, tuple(seed or (ad.SEEDS[:1] if quick else ad.SEEDS)), _known("--arm", arm, ad.ARMS))
+    ad.run(
+        results, images, tuple(seed or (ad.SEEDS[:1] if quick else ad.SEEDS)), _known("--arm", arm, ad.ARMS), simulated
+    )
 
 
 @app.command()

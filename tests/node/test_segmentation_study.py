@@ -96,7 +96,7 @@ def test_a_cell_of_adpfl_in_the_tree(
     (tmp_path / "adpfl.toml").write_text(text)
     monkeypatch.setattr(adpfl, "STUDIES", tmp_path)
     results = Results(tmp_path / "out", "adpfl", ("arm", "seed"))
-    adpfl.run(results, home / "discs.npz", (1,), (adpfl.PERCENTILE,))
+    adpfl.run(results, home / "discs.npz", (1,), (adpfl.PERCENTILE,), False)
     (row,) = json.loads((tmp_path / "out" / "adpfl.json").read_text())["rows"]
     assert row["exact"]
     assert row["rounds"] == len(row["curve"]) == 2
@@ -108,7 +108,8 @@ def test_a_cell_of_adpfl_in_the_tree(
 
 def test_promises_of_adpfl_are_judged_by_the_lowest_seed(tmp_path: Path) -> None:
     results = Results(tmp_path, "adpfl", ("arm", "seed"))
-    row = {"arm": adpfl.NONE, "rounds": 1, "parameters": 9, "exact": True, "bytes_up": 1.0, "seconds_a_round": 1.0}
+    row = {"arm": adpfl.NONE, "rounds": 1, "parameters": 9, "exact": True, "bytes_up": 1.0}
+    row |= {"seconds_a_round": 1.0, "simulated": False, "clips": []}
     for seed, dice in ((1, 0.9), (2, 0.86)):
         results.rows.append({**row, "seed": seed, "dice": dice, "patients": [dice, dice], "curve": [dice]})
     assert "the lowest Dice of 2 seeds | 0.860 | at least 0.85 | kept" in adpfl.write_page(results)
