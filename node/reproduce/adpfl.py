@@ -129,8 +129,8 @@ def _dice(study: str, data: Mapping[str, Mapping[str, Any]], seed: int, models: 
 
 
 def _simulate(study: str, data: Mapping[str, Mapping[str, Any]], seed: int) -> Row:
-    """The arithmetic of a study in one process: each hospital's training, clip, rounding and noise share, the sum of the
-    integers, the step of the mean. No sockets, no encryption."""
+    """The arithmetic of a study in one process: each hospital's training, clip, rounding and noise share, the sum of
+    the integers, the step of the mean. No sockets, no encryption."""
     from node.tasks.base import TrainingRound
 
     tables = tomllib.loads(study)
@@ -145,14 +145,14 @@ def _simulate(study: str, data: Mapping[str, Mapping[str, Any]], seed: int) -> R
     grid, carried = Grid(aggregation["clip"], plan), dict.fromkeys(range(len(tasks)))
     everyone, clips, seconds = [], [], []
     for number in range(1, rounds + 1):
-        began, total = time.monotonic(), np.zeros(0)
+        began, sent = time.monotonic(), []
         for place, task in enumerate(tasks):
             update = task.train(model, TrainingRound(number, rounds, None, 0, carried=carried[place])).astype(
                 np.float64
             )
             carried[place] = task.carry()
-            integers = arranged.protect(update, clip) if arranged else quantise(update, grid, 1.0)
-            total = total + integers if total.size else integers
+            sent.append(arranged.protect(update, clip) if arranged else quantise(update, grid, 1.0))
+        total = np.sum(sent, axis=0)
         step = arranged.step(clip) if arranged else grid.step
         model = (model + total[: model.size] * (step / len(tasks))).astype(np.float32)
         clips.append(clip)
@@ -172,8 +172,9 @@ The study `node/studies/adpfl.toml` on PH2 (Mendonça et al. 2013), 200 dermosco
 lesion, dealt at random to four hospitals; each holds out a fifth of its own. MONAI's U-Net with instance
 normalisation ({parameters:,} parameters), images of 64 x 64, {rounds} rounds of two passes with Adam. A cell *in the
 tree* is a real federation: a ceremony, four nodes, CURVE sockets, encrypted updates. One *simulated* is the same
-arithmetic (training, clip, rounding, noise shares, sum, step) in one process, without sockets or encryption. Seeds change the first model, who has which
-image, and which are held out; batches are in the order of the operating system's randomness.
+arithmetic (training, clip, rounding, noise shares, sum, step) in one process, without sockets or encryption. Seeds
+change the first model, who has which image, and which are held out; batches are in the order of the operating system's
+randomness.
 
 - **non-private**: no noise.
 - **fixed clip**: hospital-level privacy, [privacy] mode = "hospital": each hospital's whole update is clipped to an L2

@@ -185,3 +185,15 @@ def test_arms_of_dpresnet_are_studies(arm: str) -> None:
     assert study.task.options["rounds_in_all"] == 12
     assert ("record" in study.task.options) == (arm == dpresnet.RECORD)
     ContinuedImageTask.check_options(study.task.options)
+
+
+def test_a_simulated_arm_is_the_same_arithmetic(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = adpfl.study_text(adpfl.ADAPTIVE_WEAK, 1)
+    for old, new in {"rounds = 10": "rounds = 3", "[64, 64]": "[16, 16]", "[16, 32, 64, 128]": "[4, 8]"}.items():
+        assert old in text
+        text = text.replace(old, new)
+    monkeypatch.setattr(adpfl, "study_text", lambda arm, seed: text)
+    row = adpfl.cell(home / "discs.npz", adpfl.ADAPTIVE_WEAK, 1, simulated=True)
+    assert (row["rounds"], row["simulated"], len(row["patients"])) == (3, True, 4)
+    assert row["clips"][0] == adpfl.CLIP
+    assert row["clips"][1] != row["clips"][2]
