@@ -271,14 +271,20 @@ def _promises(results: Results) -> str:
     if rows := _rows(results, NONE):
         lowest = min(row["dice"] for row in rows)
         what = f"non-private: the lowest Dice of {len(rows)} seeds"
-        lines.append((what, f"{lowest:.3f}", f"at least {LEAST}", "kept" if lowest >= LEAST else "**not kept**"))
+        lines.append((what, f"{lowest:.3f}", f"at least {LEAST}", _verdict(lowest >= LEAST, len(rows))))
     for one, other in ((FIXED, ADAPTIVE), (FIXED_WEAK, ADAPTIVE_WEAK)):
         fixed, adaptive = _rows(results, one), _rows(results, other)
         if fixed and len(fixed) == len(adaptive):
             above = sum(mine["dice"] > its["dice"] for mine, its in zip(adaptive, fixed, strict=True))
             what = f"adaptive above fixed clipping at epsilon {BUDGETS[one]:g}: seeds"
-            lines.append((what, f"{above} of {len(fixed)}", "all", "kept" if above == len(fixed) else "**not kept**"))
+            lines.append((what, f"{above} of {len(fixed)}", "all", _verdict(above == len(fixed), len(fixed))))
     return table(("", "measured", "promised", ""), lines)
+
+
+def _verdict(kept: bool, seeds: int) -> str:
+    if kept and seeds < len(SEEDS):
+        return f"so far: {seeds} of {len(SEEDS)} seeds"
+    return "kept" if kept else "**not kept**"
 
 
 def draw(results: Results, file: Path) -> None:

@@ -64,8 +64,10 @@ def part(file: Path, key: Mapping[str, Any], before: Row | None, at_once: int) -
         ``rounds`` so far; ``curve``, the accuracy on all held-out images after each of them; ``exact``: see
         ``ours.Run``; ``seconds``: of each round.
     """
+    count = int(key["hospitals"])
+    kept = (KEPT / f"{ARMS.index(key['arm'])}-{count}.npy").resolve()
+    before = before if kept.exists() else None  # figures without the model that they led to: begin anew
     done = before["rounds"] if before else 0
-    count, kept = int(key["hospitals"]), (KEPT / f"{key['arm']}-{key['hospitals']}.npy").resolve()
     rounds = min(at_once, parse_study(_text(), "dpresnet").rounds - done)
     study = study_text(key["arm"], rounds)
     deal = {"dirichlet": 0.5, "seed": 1}

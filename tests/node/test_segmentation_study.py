@@ -110,10 +110,12 @@ def test_promises_of_adpfl_are_judged_by_the_lowest_seed(tmp_path: Path) -> None
     results = Results(tmp_path, "adpfl", ("arm", "seed"))
     row = {"arm": adpfl.NONE, "rounds": 1, "parameters": 9, "exact": True, "bytes_up": 1.0}
     row |= {"seconds_a_round": 1.0, "simulated": False, "clips": []}
-    for seed, dice in ((1, 0.9), (2, 0.86)):
+    for seed, dice in ((1, 0.9), (2, 0.86), (3, 0.88)):
         results.rows.append({**row, "seed": seed, "dice": dice, "patients": [dice, dice], "curve": [dice]})
-    assert "the lowest Dice of 2 seeds | 0.860 | at least 0.85 | kept" in adpfl.write_page(results)
-    results.rows[1]["dice"] = 0.84
+    assert "the lowest Dice of 3 seeds | 0.860 | at least 0.85 | kept" in adpfl.write_page(results)
+    last = results.rows.pop()
+    assert "so far: 2 of 3 seeds" in adpfl.write_page(results)
+    results.rows.append({**last, "dice": 0.84})
     assert "**not kept**" in adpfl.write_page(results)
 
 
