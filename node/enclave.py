@@ -52,6 +52,8 @@ WARM = {
     "synthetic": (),
     "tabular": ("torch", "pandas", "sklearn.model_selection"),
     "node.tasks.heart_risk:HeartRiskTask": (),
+    "flare": ("torch", "torch._dynamo", "pandas", "sklearn.model_selection"),
+    "flower": ("torch", "torch._dynamo", "pandas", "sklearn.model_selection", "flwr.clientapp"),
     "node.tasks.image_experiment:ContinuedImageTask": ("torch", "torch._dynamo", "opacus", "node.tasks.networks"),
     "node.tasks.image_experiment:ImageExperimentTask": ("torch", "torch._dynamo", "node.tasks.networks"),
     "node.tasks.segmentation_experiment:SegmentationExperimentTask": (

@@ -20,7 +20,7 @@ from node.optimiser import Optimiser, RateSchedule, Server
 from node.protocol.schedule import Schedule
 from node.settings import Settings, printable, problems
 from node.tasks.base import EvaluationSpec, OptionsError
-from node.tasks.loader import BUILTIN, load_task_class
+from node.tasks.loader import BUILTIN, CODE, load_task_class
 from topology import Shape
 
 
@@ -42,8 +42,8 @@ class TaskChoice(Settings):
 
     class_name: str = Field(
         alias="class",
-        pattern=r"^(image|segmentation|tabular|synthetic|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$",
-        description='"image", "segmentation", "tabular", "synthetic" or "module:Class"',
+        pattern=rf"^({'|'.join(BUILTIN)}|{CODE})$",
+        description=", ".join(f'"{name}"' for name in BUILTIN) + ' or "module:Class"',
     )
     options: dict[str, Any] = Field(default_factory=dict, description="a table")
 
