@@ -48,12 +48,21 @@ from node.telemetry import Stopwatch
 
 WARM = {
     "image": ("torch", "torch._dynamo", "sklearn.metrics", "node.tasks.networks"),
+    "segmentation": ("torch", "torch._dynamo", "node.tasks.networks", "node.tasks.unet"),
     "synthetic": (),
     "tabular": ("torch", "pandas", "sklearn.model_selection"),
     "node.tasks.heart_risk:HeartRiskTask": (),
     "flare": ("torch", "torch._dynamo", "pandas", "sklearn.model_selection"),
     "flower": ("torch", "torch._dynamo", "pandas", "sklearn.model_selection", "flwr.clientapp"),
+    "node.tasks.image_experiment:ContinuedImageTask": ("torch", "torch._dynamo", "opacus", "node.tasks.networks"),
     "node.tasks.image_experiment:ImageExperimentTask": ("torch", "torch._dynamo", "node.tasks.networks"),
+    "node.tasks.segmentation_experiment:SegmentationExperimentTask": (
+        "torch",
+        "torch._dynamo",
+        "opacus",
+        "node.tasks.networks",
+        "node.tasks.unet",
+    ),
 }
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
 

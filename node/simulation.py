@@ -88,7 +88,7 @@ def manifest_gaps(federation: Federation) -> tuple[str, ...]:
 def read_parties(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
     """Read a file of parties: ``key_holder = "name"`` and one table per party, its ``[data]``.
 
-    A relative path of csv, images or features is taken from the file's own folder.
+    A relative path of csv, images, masks or features is taken from the file's own folder.
 
     Raises:
         LocalError: names the key.
@@ -104,7 +104,7 @@ def read_parties(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
         check_name(name)
         if not isinstance(table, dict):
             raise LocalError(f"{path}: {name}: expected a table with the data of one party, came {table!r}")
-        for kind in ("csv", "images", "features"):
+        for kind in ("csv", "images", "masks", "features"):
             file = table.get(kind)
             if isinstance(file, str) and ":" not in file and not Path(file).is_absolute():
                 table[kind] = str((path.parent / file).resolve())

@@ -14,7 +14,9 @@ import typer
 
 from keys.errors import WardtreeError
 from node.privacy.accountant import MECHANISMS
+from node.reproduce import adpfl as ad
 from node.reproduce import attacks as attempts
+from node.reproduce import dpresnet as dpr
 from node.reproduce import overhead as over
 from node.reproduce import scoring as scores
 from node.reproduce import table3 as three
@@ -226,6 +228,49 @@ def scoring(
         scores.publish(results)
         return
     scores.run(results, tuple(patients or (scores.QUICK_PATIENTS if quick else scores.PATIENTS)), repeats)
+
+
+@app.command()
+def adpfl(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    images: Annotated[Path | None, typer.Option(help="An .npz with images X and masks M, of PH2 say.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="Only these; default 1, 2, 3, quick 1.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(ad.ARMS)}.")] = None,
+    simulated: Annotated[
+        bool, typer.Option("--simulated", help="In one process, without nodes and encryption.")
+    ] = False,
+) -> None:
+    """ADP-FL: skin lesions outlined by a U-Net, with and without noise."""
+    results = _results("adpfl", ("arm", "seed"), quick, out)
+    if redraw:
+        ad.publish(results)
+        return
+    if images is None or not images.is_file():
+        raise WardtreeError(f"--images: expected the .npz file of images and masks, came {images or 'nothing'}")
+    ad.run(
+        results, images, tuple(seed or (ad.SEEDS[:1] if quick else ad.SEEDS)), _known("--arm", arm, ad.ARMS), simulated
+    )
+
+
+@app.command()
+def dpresnet(
+    out: Out = None,
+    redraw: Redraw = False,
+    images: Annotated[Path | None, typer.Option(help="BloodMNIST: an .npz with images and labels.")] = None,
+    hospitals: Annotated[list[int] | None, typer.Option(min=3, max=64, help="Only these; default 5, 10, 20.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(dpr.ARMS)}.")] = None,
+    at_once: Annotated[int, typer.Option(min=1, help="Rounds after which what was done is kept.")] = 4,
+) -> None:
+    """DPResNet: blood cells named by a ResNet-9 of many hospitals; goes on where it was interrupted."""
+    results = _results("dpresnet", ("arm", "hospitals"), False, out)
+    if redraw:
+        dpr.publish(results)
+        return
+    if images is None or not images.is_file():
+        raise WardtreeError(f"--images: expected the .npz file of images and labels, came {images or 'nothing'}")
+    dpr.run(results, images, tuple(hospitals or dpr.HOSPITALS), _known("--arm", arm, dpr.ARMS), at_once)
 
 
 def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[T, ...]:

@@ -32,11 +32,13 @@ class Run:
         models: shape (kept, P), float32: after every ``keep`` rounds.
         seconds: of each round, from its opening until the last node has applied it.
         upload: bytes of one party's update, the share of what it sent upward.
+        exact: the study has ``check_sums``, and each total is the sum of what the parties encrypted, to the last bit.
     """
 
     models: NDArray[np.float32]
     seconds: list[float]
     upload: float
+    exact: bool
 
 
 def run(study: str, data: Mapping[str, Mapping[str, Any]], key_holder: str, keep: int) -> Run:
@@ -53,7 +55,8 @@ def run(study: str, data: Mapping[str, Mapping[str, Any]], key_holder: str, keep
         trained = [model.parameters for model in models if model.round >= 0]
         seconds = _seconds(outcome)
         sent = outcome.record.traffic[outcome.tree.apex]["to_parent"] / len(seconds)
-        return Run(np.stack(trained[keep - 1 :: keep]), seconds, sent)
+        exact = parsed.debug.check_sums and outcome.record.sums_exact()
+        return Run(np.stack(trained[keep - 1 :: keep]), seconds, sent, exact)
 
 
 def timed(make: Callable[[Path], Federation]) -> tuple[list[float], int]:

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from node.settings import problems
+from node.settings import Settings, problems
 from node.tasks.base import OptionsError, Setup, TaskError, TrainingRound
 from node.tasks.heart_risk import RepetitionOptions, party_number
 from node.tasks.image import ImageTask
+from node.tasks.record_privacy import RecordOptions, train_by_record
 
 
 class ImageExperimentTask(ImageTask):
@@ -60,3 +61,70 @@ def _options(table: Mapping[str, Any]) -> tuple[RepetitionOptions, dict[str, Any
         return RepetitionOptions.model_validate(mine), rest
     except ValidationError as error:
         raise OptionsError(problems(RepetitionOptions, error)) from None
+
+
+class ContinuedOptions(Settings):
+    """What ``[task.options]`` has beside those of an image task."""
+
+    record: RecordOptions | None = Field(default=None, description="a table such as { epsilon = 6.0, delta = 1e-4 }")
+    rounds_in_all: int = Field(ge=1, description="a whole number above 0")
+
+
+class ContinuedImageTask(ImageTask):
+    """The image task, from a model that an earlier run ended with: a long schedule in several federations.
+
+    ``[data]`` has ``start = "model.npy"`` besides, the same at every party; left away: from the beginning. With
+    ``record`` each hospital trains by DP-SGD. Its noise is that of all rounds; an accountant is of one federation, and
+    what is spent in several adds up to the budget by ``rounds_in_all``.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._continued, options = _continued(setup.options)
+        self._account: bytes | None = None
+        data = dict(setup.data)
+        start = data.pop("start", None)
+        super().__init__(replace(setup, options=options, data=data))
+        self._start = super().initial() if start is None else np.load(setup.home / start, allow_pickle=False)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        super().check_options(_continued(options)[1])
+
+    def initial(self) -> NDArray[np.float32]:
+        """Where the earlier run ended."""
+        return self._start.astype(np.float32)
+
+    def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
+        """As the image task, or by DP-SGD."""
+        record, options = self._continued.record, self._options
+        if record is None:
+            return super().train(model, round)
+        import torch
+        from torch.nn.functional import cross_entropy
+        from torch.nn.utils import parameters_to_vector
+
+        from node.privacy.dpsgd import Recipe
+
+        network = self._network(model)
+        x = torch.from_numpy(self._train.x).permute(0, 3, 1, 2).float() / 127.5 - 1
+        y = torch.from_numpy(self._train.y)
+        rate = options.learning_rate * round.rate
+        recipe = Recipe(rate, options.batch_size, options.local_epochs, 1.0, 0.0, options.momentum)
+        rounds = self._continued.rounds_in_all
+        self._account = train_by_record(network, x, y, cross_entropy, recipe, record, rounds, round.carried)
+        trained: NDArray[np.float32] = parameters_to_vector(network.parameters()).detach().numpy()
+        return trained - model
+
+    def carry(self) -> bytes | None:
+        """The accountant's history."""
+        return self._account
+
+
+def _continued(table: Mapping[str, Any]) -> tuple[ContinuedOptions, dict[str, Any]]:
+    """Those of the experiment, and those of the image task."""
+    rest = dict(table)
+    mine = {key: rest.pop(key) for key in ContinuedOptions.model_fields if key in rest}
+    try:
+        return ContinuedOptions.model_validate(mine), rest
+    except ValidationError as error:
+        raise OptionsError(problems(ContinuedOptions, error)) from None

@@ -13,6 +13,7 @@ from node.tasks.base import Setup, Task, TaskError
 
 BUILTIN = {
     "image": "node.tasks.image:ImageTask",
+    "segmentation": "node.tasks.segmentation:SegmentationTask",
     "tabular": "node.tasks.tabular:TabularTask",
     "synthetic": "node.tasks.synthetic:SyntheticTask",
     "flower": "node.tasks.flower:FlowerTask",
@@ -26,11 +27,12 @@ CODE = rf"{MODULE}:[A-Za-z_]\w*"
 """A pattern for what names code of the user's."""
 
 _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+_READERS = ("data", "images", "masks", "settings")
 _METHODS = ("check_options", "statistics_spec", "statistics", "initial", "train", "evaluate")
 
 
 def load_task_class(name: str) -> type[Task]:
-    """The class of ``image``, ``tabular``, ``synthetic`` or ``module:Class``.
+    """The class of a built-in task's name, or of ``module:Class``.
 
     A user's module is imported here, and so run: do it only where that code may run.
     Raises TaskError where there is no such module or class, or where it lacks a method.
@@ -110,7 +112,7 @@ def _sources(name: str, options: Mapping[str, Any]) -> Iterator[tuple[Path, list
     """Each folder, and the files below it that count."""
     if name in BUILTIN:
         root = Path(__file__).parent.parent
-        yield root, [*(root / "tasks").rglob("*.py"), root / "data.py", root / "images.py", root / "settings.py"]
+        yield root, [*(root / "tasks").rglob("*.py"), *(root / f"{reader}.py" for reader in _READERS)]
     if name not in BUILTIN or name in HOSTS:
         source = task_source(name, options)
         yield (source, list(source.rglob("*.py"))) if source.is_dir() else (source.parent, [source])

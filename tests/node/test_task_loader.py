@@ -10,7 +10,7 @@ import pytest
 
 from node.study import read_study
 from node.tasks.base import Evaluation, OptionsError, Setup, TaskError, TrainingRound
-from node.tasks.loader import load_task, load_task_class, task_digest, task_source
+from node.tasks.loader import BUILTIN, load_task, load_task_class, task_digest, task_source
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 ROUND = TrainingRound(number=1, rounds=1, statistics=None, parties=3)
@@ -57,8 +57,8 @@ def test_synthetic_and_studies_need_neither_torch_nor_pandas() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tabula", 'task: expected image, tabular, synthetic, flower, flare or "module:Class", came "tabula"'),
-        ("a-b:C", 'task: expected image, tabular, synthetic, flower, flare or "module:Class", came "a-b:C"'),
+        ("tabula", f'task: expected {", ".join(BUILTIN)} or "module:Class", came "tabula"'),
+        ("a-b:C", f'task: expected {", ".join(BUILTIN)} or "module:Class", came "a-b:C"'),
         ("no_such:C", "task no_such:C: expected a Python module no_such, none is installed or on PYTHONPATH"),
         ("node.no:C", "task node.no:C: expected a Python module node.no, none is installed or on PYTHONPATH"),
         ("node.study.x:C", "task node.study.x:C: expected a Python module node.study.x, none is installed or on "
