@@ -28,11 +28,12 @@ from keys.ckks import prepare as prepare_plan
 from keys.errors import WardtreeError
 from keys.plan import Plan
 from node import update
-from node.carry import seal, unseal
+from node.carry import join, seal, split, unseal
 from node.channel import Channel, ChannelClosedError
+from node.course import Regime, Terms
 from node.evaluation import fields_of
 from node.process import adopt_orphans, describe, name_process, see_end, spawn
-from node.protocol.messages import EVALUATE, IDLE, STATISTICS, TRAIN
+from node.protocol.messages import ENERGIES, EVALUATE, IDLE, STATISTICS, TRAIN
 from node.protocol.posture import Posture
 from node.rooms import ANSWER, ENDED, STARTED
 from node.sandbox import policy
@@ -74,6 +75,7 @@ class EnclaveSettings:
     home: Path
     weights: Mapping[str, int]
     plan: Plan
+    quorum: int
     is_key_holder: bool
     posture: Posture
 
@@ -85,6 +87,10 @@ class EnclaveSettings:
     def share(self) -> float:
         """This party's public weight over the largest one."""
         return self.weights[self.party] / max(self.weights.values())
+
+    @property
+    def regime(self) -> Regime:
+        return Regime.of(self.study, self.plan, self.quorum)
 
 
 def reseed() -> None:
@@ -257,15 +263,18 @@ def contribute(
     """Train or count, quantise, and hand over: encrypted segments to the relay, or, at the key holder, integers to
     the key room."""
     watch = Stopwatch()
-    model, study = model_from(job), settings.study
-    trained = study.schedule.trained(job["round"])
+    model, study, purpose = model_from(job), settings.study, job["purpose"]
+    trained = study.schedule.trained(job["round"]) + (purpose == ENERGIES)
     rate = study.optimisation.rates.rate(trained, study.rounds)
-    round_ = TrainingRound(trained, study.rounds, model.statistics, model.parties, rate, carried)
-    recipe = recipe_for(task, job["purpose"], settings)
-    integers = update.contribution(task, job["purpose"], model, round_, recipe, settings.share)
+    of_task, residual = split(carried)
+    round_ = TrainingRound(trained, study.rounds, model.statistics, model.parties, rate, of_task)
+    recipe = recipe_for(task, purpose, settings)
+    terms = terms_for(task, job, recipe)
+    waiting = waiting_for(task, job, residual, settings)
+    integers = update.contribution(task, purpose, model, round_, recipe, settings.share, terms, waiting)
     seconds = watch.seconds
-    if job["purpose"] == TRAIN and (left := task.carry()):
-        for piece in seal(carry_key, left):
+    if purpose == TRAIN:
+        for piece in seal(carry_key, join(task.carry(), waiting.to_bytes())):
             relay.send("carried", piece=piece)
     segments = settings.plan.segments(integers.size)
     check = None if job["check_seed"] is None else fingerprints(job["check_seed"], integers, segments)
@@ -289,7 +298,7 @@ def contribute(
 
 def recipe_for(task: Task, purpose: str, settings: EnclaveSettings) -> update.Recipe:
     """The study's recipe, with what the task says of the sums of this round."""
-    recipe = update.Recipe(settings.plan, settings.study.aggregation.clip, settings.weights)
+    recipe = update.Recipe(settings.plan, settings.study.aggregation.clip, settings.weights, regime=settings.regime)
     if purpose == STATISTICS:
         return replace(recipe, statistics=task.statistics_spec())
     if purpose == EVALUATE:
@@ -297,11 +306,28 @@ def recipe_for(task: Task, purpose: str, settings: EnclaveSettings) -> update.Re
     return recipe
 
 
+def terms_for(task: Task, job: dict[str, Any], recipe: update.Recipe) -> Terms:
+    """What the relay found of this round, for the task's own lengths."""
+    values = recipe.statistics.length if recipe.statistics else task.parameters
+    return recipe.regime.told(job["purpose"], task.parameters, values, job)
+
+
+def waiting_for(task: Task, job: dict[str, Any], residual: bytes | None, settings: EnclaveSettings) -> update.Waiting:
+    """What waits to be sent since earlier rounds, where the study has a mask and keeps what it leaves out."""
+    compression = settings.study.compression
+    if not (compression.is_sparse and compression.feedback):
+        return update.Waiting()
+    from node.compression.feedback import Feedback
+
+    feedback = Feedback.from_bytes(residual, task.parameters) if residual else Feedback.start(task.parameters)
+    return update.Waiting(feedback, job["applied"])
+
+
 def start_sealers(job: dict[str, Any], settings: EnclaveSettings) -> Sealers | None:
     """Processes that make zeros while this one trains: where the update is large, and there are cores for it."""
     if job["kind"] != "round" or job["purpose"] != TRAIN or settings.is_key_holder:
         return None
-    length = job["model"].size
+    length = job["length"]
     threads = os.environ.get("OMP_NUM_THREADS", "")
     cores = int(threads) if threads.isdecimal() else len(os.sched_getaffinity(0))  # what one node may take of them
     spare = min(cores - 1, MAX_SEALERS)

@@ -11,8 +11,9 @@ import contextlib
 import socket
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keys import segments
 from keys.canaries import round_key
@@ -40,6 +41,9 @@ from node.sandbox import policy
 from node.sandbox.enter import narrow
 from node.telemetry import Stopwatch, Telemetry
 from node.wiping import ENCLAVE, KEYROOM, PREPARE, Wiping
+
+if TYPE_CHECKING:
+    from node.privacy.hospital import Release
 
 BEAT = "beat"
 """The one timer that is the relay's own and not the machine's."""
@@ -243,7 +247,7 @@ class Relay:
         self.keeper.prepared(message)
         past = history_of(self.ledger, self.home, self.neighbours.codec, self.keeper.digest)
         chain, resumed = self.keeper.resume(past.chain)
-        self.telemetry.tell("ready", parameters=self.keeper.lengths[TRAIN], examples=message["examples"])
+        self.telemetry.tell("ready", parameters=self.keeper.model.parameters.size, examples=message["examples"])
         if resumed and resumed.applied:
             self._tell_applied(resumed.round, self.keeper.digest, resumed.contributors)
         self._happen(
@@ -293,8 +297,8 @@ class Relay:
                 self.wiping.ended(KEYROOM, peak_memory)
             case {"kind": "own lost", "round": round_}:
                 self._lost("the key room did not get it")
-            case {"kind": "refused", "round": round_, "segment": segment}:
-                self._happen(ev.OpeningRefused(round_, segment))
+            case {"kind": "refused", "round": round_, "segment": segment, "reason": reason}:
+                self._happen(ev.OpeningRefused(round_, segment, reason))
 
     def _open(self, command: ev.OpenTotal) -> None:
         assert self.keyroom
@@ -306,6 +310,7 @@ class Relay:
             others=sorted(command.others),
             own=self.home.name if command.own else None,
             length=command.length,
+            whole=command.whole,
             ciphertexts=command.ciphertexts,
         )
 
@@ -343,8 +348,7 @@ class Relay:
                 self.neighbours.send(peer, snapshot, peer)
             case ev.Adopt():
                 adopted = self.keeper.adopt(command)
-                state = ev.Adopted(self.keeper.digest, self.keeper.size, self.keeper.finished)
-                self.events.append(state if adopted else ev.NotAdopted())
+                self.events.append(ev.Adopted(*self._state) if adopted else ev.NotAdopted())
             case ev.Dial(peer):
                 self.neighbours.dial(peer)
             case ev.HangUp(peer):
@@ -366,8 +370,9 @@ class Relay:
         canary_key = round_key(
             self.identity.box_secret, key_holder.box_key, self.home.digest, round_, self.machine.base
         )
-        job = round_job(self.keeper.model, round_, purpose, self.keeper.check_seed(round_), canary_key)
-        carried = self.carried.pieces
+        carried, seed = self.carried.pieces, self.keeper.check_seed(round_)
+        terms = self.keeper.terms(purpose)
+        job = round_job(self.keeper.model, terms, round_, purpose, seed, canary_key, self.carried.applied)
         self._start_enclave("round", model=self.keeper.shared.descriptor, carried=carried, **job)
         self.current.open = self.keyroom is not None
 
@@ -388,15 +393,33 @@ class Relay:
     def _apply(self, command: ev.Apply) -> None:
         self.enclave.end()  # nothing of it counts in this round any more, and the model changes under it
         watch = Stopwatch()
+        terms = self.keeper.terms(command.purpose)
         state = self.keeper.apply(command)
         self._stage_time("apply", watch.seconds)
         if command.state not in (None, state):
             self._stop(f"round {command.round}: the model here differs from the key holder's after the same totals")
             return
         self._tell_applied(command.round, state, command.contributors)
+        if terms.releases:
+            self._charge(command.round, command.contributors, terms.releases)
         if command.purpose == TRAIN:
-            self.carried.settle(self.home.name in command.contributors)
-        self.events.append(ev.Applied(command.round, state, self.keeper.size, self.keeper.finished))
+            applied = min(terms.length, command.segments * self.home.plan.values_per_segment)
+            self.carried.settle(self.home.name in command.contributors, applied)
+        self.events.append(ev.Applied(command.round, *self._state))
+
+    @property
+    def _state(self) -> tuple[bytes, int, bool, dict[str, int]]:
+        """Our state as the machine knows it: digest, bytes, whether it ends the study, lengths of the next rounds."""
+        return self.keeper.digest, self.keeper.size, self.keeper.finished, self.keeper.lengths
+
+    def _charge(self, round_: int, listed: frozenset[str], releases: Sequence[Release]) -> None:
+        """What was published goes into our ledger with what it cost, and what is spent with it."""
+        entry = self.keeper.account.entry(round_, listed, releases)
+        self.ledger.append(**entry)
+        budget = self.keeper.account.budget.epsilon
+        self.telemetry.tell(
+            "privacy", unit=entry["unit"], round=round_, epsilon=entry["epsilon"], delta=entry["delta"], budget=budget
+        )
 
     def _tell_applied(self, round_: int, state: bytes, contributors: frozenset[str]) -> None:
         seconds = time.monotonic() - self.current.began if round_ == self.current.round else 0.0

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from keys.errors import WardtreeError
 from node.channel import Channel, ChannelClosedError
+from node.course import Terms
 from node.update import Model
 
 _TEMPLATE_ENDED = "the template of the enclaves ended; start this node again, and it goes on"
@@ -185,9 +186,13 @@ class OwnEnclave:
             yield message
 
 
-def round_job(model: Model, round_: int, purpose: str, check_seed: bytes | None, canary_key: bytes) -> dict[str, Any]:
+def round_job(
+    model: Model, terms: Terms, round_: int, purpose: str, check_seed: bytes | None, canary_key: bytes, applied: int
+) -> dict[str, Any]:
     """The fields of a round's job; ``enclave.model_from`` reads them. The parameters are shared memory."""
     return {
+        **terms.job(),
+        "applied": applied,
         "round": round_,
         "purpose": purpose,
         "statistics": None if model.statistics is None else model.statistics.astype("<f8").tobytes(),
