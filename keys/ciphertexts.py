@@ -55,8 +55,8 @@ def load(thing: sealapi.Ciphertext, context: sealapi.SEALContext, data: bytes) -
 def make_context(plan: Plan) -> sealapi.SEALContext:
     """The SEAL context of a plan: tables that follow from its public numbers, made once in a process.
 
-    It alone of SEAL's objects may be made before a fork: nothing in it is random or secret, and SEAL starts no
-    thread for it. Making it takes 7 ms, a third of what an enclave of a small model does.
+    It and the public key alone of SEAL's objects may be made before a fork: nothing in them is random or secret, and
+    SEAL starts no thread for them. Making it takes 7 ms, a third of what an enclave of a small model does.
 
     Raises:
         CiphertextError: SEAL refuses the parameters.
@@ -89,9 +89,9 @@ def to_seal(words: Words, context: sealapi.SEALContext, scale: float) -> sealapi
         CiphertextError: SEAL refuses the residues.
     """
     ciphertext = sealapi.Ciphertext()
-    content = _head(context.first_parms_id(), words.shape[1], 1, scale) + words.tobytes()
+    content = object_head(context.first_parms_id(), words.shape[1], 1, scale) + words.tobytes()
     try:
-        load(ciphertext, context, _framed(content, compression=0))
+        load(ciphertext, context, framed(content, compression=0))
     except (ValueError, RuntimeError) as error:
         raise CiphertextError("SEAL does not load a ciphertext's residues") from error
     return ciphertext
@@ -145,21 +145,24 @@ class Scratch:
 _MEMBERS = struct.Struct("<4QBQQQdQ")
 
 
-def _head(parms_id: Sequence[int], degree: int, primes: int, scale: float) -> bytes:
-    """What SEAL writes before the words of two polynomials: all of it follows from the plan."""
+def object_head(parms_id: Sequence[int], degree: int, primes: int, scale: float, written: int = 2) -> bytes:
+    """What SEAL writes before the words of two polynomials: all of it follows from the plan.
+
+    Of a ciphertext whose second polynomial follows from a seed only one polynomial is ``written``.
+    """
     # NTT form, 2 polynomials, correction factor 1; then the header and the number of the words
     members = _MEMBERS.pack(*parms_id, True, 2, degree, primes, scale, 1)
-    words = struct.pack("<Q", 2 * degree * primes)
-    return members + _header(16 + len(words) + 16 * degree * primes, compression=0) + words
+    words = struct.pack("<Q", written * degree * primes)
+    return members + object_header(16 + len(words) + 8 * written * degree * primes, compression=0) + words
 
 
-def _header(size: int, compression: int) -> bytes:
+def object_header(size: int, compression: int) -> bytes:
     """SEAL's: magic, header size, version 4.3, compression (0 none, 2 zstd), reserved, size of the whole."""
     return bytes.fromhex("5ea1100403") + bytes([compression, 0, 0]) + struct.pack("<Q", size)
 
 
-def _framed(content: bytes, compression: int) -> bytes:
-    return _header(16 + len(content), compression) + content
+def framed(content: bytes, compression: int) -> bytes:
+    return object_header(16 + len(content), compression) + content
 
 
 def _checked(blob: bytes, head: bytes, words: int) -> bytes:
@@ -172,7 +175,7 @@ def _checked(blob: bytes, head: bytes, words: int) -> bytes:
     size = len(head) + 8 * words
     try:
         # the size that the frame declares is what the decompressor would allocate
-        if blob[:16] != _header(len(blob), compression=2) or zstandard.frame_content_size(packed) != size:
+        if blob[:16] != object_header(len(blob), compression=2) or zstandard.frame_content_size(packed) != size:
             raise CiphertextError("a public key is not of the size of this plan's")
         content = zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
     except zstandard.ZstdError as error:
@@ -189,10 +192,10 @@ def load_public_key(data: bytes, plan: Plan, context: sealapi.SEALContext) -> se
         CiphertextError: it is something else.
     """
     degree, primes = plan.poly_modulus_degree, len(plan.prime_bits)
-    head = _head(context.key_parms_id(), degree, primes, 1.0)
+    head = object_head(context.key_parms_id(), degree, primes, 1.0)
     public = sealapi.PublicKey()
     try:
-        load(public, context, _framed(_checked(data, head, 2 * degree * primes), compression=0))
+        load(public, context, framed(_checked(data, head, 2 * degree * primes), compression=0))
     except (ValueError, RuntimeError) as error:
         raise CiphertextError("a public key does not load under this plan") from error
     return public

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from tenseal import sealapi
@@ -45,11 +46,17 @@ class OpeningFailed(WardtreeError):  # noqa: N818 - the answer to everyone is on
         super().__init__("failed")
 
 
-def prepare(plan: Plan) -> None:
-    """Compute what follows from the plan alone; processes that are forked later need not do it again."""
+def prepare(plan: Plan, public_key: bytes | None = None) -> None:
+    """Compute what follows from the plan and the public key; processes that are forked later need not do it again.
+
+    Raises:
+        KeyFileError: the file is no public key, or carries a secret key.
+    """
     make_context(plan)
     data_prime(plan)
     fingerprint(plan)
+    if public_key is not None:
+        _only_a_public_key(public_key, plan)
 
 
 def generate_keys(plan: Plan) -> tuple[bytes, bytes]:
@@ -67,7 +74,8 @@ def generate_keys(plan: Plan) -> tuple[bytes, bytes]:
             return PUBLIC_KEY_MAGIC + save(public), secret
 
 
-def _only_a_public_key(data: bytes, plan: Plan, context: sealapi.SEALContext) -> sealapi.PublicKey:
+@lru_cache(maxsize=1)
+def _only_a_public_key(data: bytes, plan: Plan) -> sealapi.PublicKey:
     """Load a public key file, which must hold one SEAL public key and nothing behind it.
 
     Raises:
@@ -82,7 +90,7 @@ def _only_a_public_key(data: bytes, plan: Plan, context: sealapi.SEALContext) ->
     if int.from_bytes(body[8:16], "little") < len(body):
         raise KeyFileError("the public key file carries more than a public key")
     try:
-        return load_public_key(body, plan, context)
+        return load_public_key(body, plan, make_context(plan))
     except CiphertextError as error:
         raise KeyFileError("the public key file does not hold a public key of this plan") from error
 
@@ -109,7 +117,7 @@ class Sealer:
         """
         self.plan = plan
         self._context = make_context(plan)
-        self._encryptor = sealapi.Encryptor(self._context, _only_a_public_key(public_key, plan, self._context))
+        self._encryptor = sealapi.Encryptor(self._context, _only_a_public_key(public_key, plan))
         self._encoder = sealapi.CKKSEncoder(self._context)
         self._scratch = Scratch(plan.poly_modulus_degree)
         self._zeros: deque[_Zero] = deque()

@@ -48,9 +48,11 @@ from node.tasks.loader import BUILTIN, load_task
 from node.telemetry import Stopwatch
 
 WARM = {
+    "image": ("torch", "torch._dynamo", "sklearn.metrics", "node.tasks.networks"),
     "synthetic": (),
     "tabular": ("torch", "pandas", "sklearn.model_selection"),
     "node.tasks.heart_risk:HeartRiskTask": (),
+    "node.tasks.image_experiment:ImageExperimentTask": ("torch", "torch._dynamo", "node.tasks.networks"),
 }
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
 
@@ -118,7 +120,8 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
     name_process(f"template {settings.party}")
     adopt_orphans()
     warm_up(settings.task)
-    prepare_plan(settings.plan)
+    with contextlib.suppress(WardtreeError, OSError):  # an enclave that needs the key will say what is wrong with it
+        prepare_plan(settings.plan, None if settings.is_key_holder else (settings.home / PUBLIC_KEY).read_bytes())
     policy.before_forks()
     carry_key = os.urandom(32)
     while True:

@@ -38,6 +38,8 @@ BASE = "base.npz"
 OPENED = "opened.bin"
 """At the key holder: totals of a round that is not closed."""
 LEDGER = "ledger.jsonl"
+STATUS = "status/status.json"
+"""Below the relay's folder, in one of its own: the page process reads that, and neither model nor totals."""
 LOCK = "lock"
 LOCK_SECONDS = 3.0
 """How long the processes of a node that was killed may take to end, and let go of its home."""
@@ -59,12 +61,16 @@ class Options:
         history: a folder for the published model of every round; None: only the last is kept.
         policy: what confines the rooms, instead of what ``node.toml`` says; "off" only with the next.
         insecure_development: whether they may be left unconfined.
+        status: whether the relay keeps the status file.
+        status_port: where the page process listens, on this machine only; 0: anywhere free.
     """
 
     check_seeds: tuple[bytes, ...] = ()
     history: Path | None = None
     policy: str | None = None
     insecure_development: bool = False
+    status: bool = False
+    status_port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class Home:
     bind: str | None
     readable: tuple[Path, ...]
     policy: str = "required"
+    status_port: int | None = None
     posture: Posture = UNCONFINED
     addresses: Mapping[str, str] = field(default_factory=dict)
 
@@ -214,6 +221,7 @@ def load_home(path: Path, now: datetime) -> Home:
         bind=settings.get("network", {}).get("bind") or _default_bind(card),
         readable=readable_files([data, sandbox.get("read", [])], path),
         policy=sandbox.get("policy", "required"),
+        status_port=settings.get("operation", {}).get("status_port"),
     )
 
 
@@ -243,8 +251,8 @@ def _check_record(path: Path, manifest: Manifest, now: datetime) -> None:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """``node.toml``: what this institution alone decides. ``[data]`` is for the task, ``[network] bind`` and
-    ``[sandbox] policy, read`` for us.
+    """``node.toml``: what this institution alone decides. ``[data]`` is for the task; ``[network] bind``,
+    ``[sandbox] policy, read`` and ``[operation] status_port`` for us.
 
     Raises:
         HomeError: names the key.
@@ -256,11 +264,14 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise HomeError(f"{path}: not readable as TOML: {error}") from error
     for key, keys in settings.items():
-        if key not in ("data", "network", "sandbox") or not isinstance(keys, dict):
-            raise HomeError(f"{path}: expected the tables [data], [network] and [sandbox], came {key!r}")
+        if key not in ("data", "network", "operation", "sandbox") or not isinstance(keys, dict):
+            raise HomeError(f"{path}: expected the tables [data], [network], [operation] and [sandbox], came {key!r}")
     for key, value in settings.get("network", {}).items():
         if key != "bind" or not isinstance(value, str):
             raise HomeError(f'{path}: network: expected bind = "host:port", came {key} = {value!r}')
+    for key, value in settings.get("operation", {}).items():
+        if key != "status_port" or type(value) is not int or not 1 <= value <= 65_535:
+            raise HomeError(f"{path}: operation: expected status_port = 1 to 65535, came {key} = {value!r}")
     for key, value in settings.get("sandbox", {}).items():
         a_policy = key == "policy" and value in POLICIES
         some_paths = key == "read" and isinstance(value, list) and all(isinstance(each, str) for each in value)

@@ -60,8 +60,8 @@ class Outcome:
     peak: Peak | None = None
 
 
-def run_federation(federation: Federation, watch: Callable[[Record], None]) -> Outcome:
-    """Run the whole study; ``watch`` is called as things happen.
+def run_federation(federation: Federation, watch: Callable[[Record], None], page: int | None = None) -> Outcome:
+    """Run the whole study; ``watch`` is called as things happen. ``page``: the port of the key holder's live page.
 
     Raises:
         WardtreeError: the federation could not be set up.
@@ -73,7 +73,8 @@ def run_federation(federation: Federation, watch: Callable[[Record], None]) -> O
     try:
         gauge = Gauge()
         helpers["gauge"] = gauge.process
-        launcher = prepare(federation, nursery=_nursery(federation.study, helpers))
+        pages = {} if page is None else {federation.key_holder: page}
+        launcher = prepare(federation, nursery=_nursery(federation.study, helpers), pages=pages)
         outcome = Outcome(Record(federation.names), tree_of(federation))
         outcome.ceremony_seconds = time.monotonic() - began
         starter = _Starter(launcher, outcome.tree)
@@ -93,6 +94,7 @@ def prepare(
     endpoints: Mapping[str, str] | None = None,
     networks: Mapping[str, str] | None = None,
     nursery: Nursery | None = None,
+    pages: Mapping[str, int | None] | None = None,
 ) -> Launcher:
     """Hold the ceremony, in a process of its own, in a new or empty folder; gives what starts the nodes.
 
@@ -100,6 +102,7 @@ def prepare(
         endpoints: as for :func:`hold_ceremony`.
         networks: the network namespace of each node.
         nursery: see :class:`Launcher`.
+        pages: the nodes that keep a status file, and the port of each one's live page, None for none.
 
     Raises:
         WardtreeError: such a federation cannot be.
@@ -119,7 +122,14 @@ def prepare(
         name: Seat(
             federation.home(name),
             letters[name],
-            Options(tuple(seeds), models.get(name), federation.policy, insecure_development=True),
+            Options(
+                tuple(seeds),
+                models.get(name),
+                federation.policy,
+                insecure_development=True,
+                status=name in (pages or {}),
+                status_port=(pages or {}).get(name),
+            ),
             (networks or {}).get(name),
         )
         for name in federation.names

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from keys.identity import Identity, verify
 from keys.manifest import Manifest
 from node.home import Home, HomeError
+from node.protocol import clock
 from node.protocol import events as ev
 from node.protocol.codec import Codec, Frame, RemoteProtocolError
 from node.protocol.link import BYE, HELLO, Link, Wire
@@ -25,6 +26,9 @@ BEAT_SECONDS = 1.0
 GONE_BEATS, SILENT_BEATS = 2, 10
 """Beats without a connection, and beats without a word over one, after which a neighbour is given up. They
 are counted while we run ourselves, so that a node that was stopped, or whose clock jumped, blames nobody."""
+
+CLOCK_SECONDS = 0.1
+"""We tell the time no oftener."""
 
 ENVELOPE_BYTES = 64 << 10
 """More than an envelope, or what the transport itself puts around a payload."""
@@ -77,6 +81,8 @@ class Neighbours:
         largest = home.plan.max_segment_bytes + ENVELOPE_BYTES
         self.transport = Transport(identity.curve_secret, peers, home.bind, refused, largest)
         self._second_since: float | None = None
+        self.heard_at: float | None = None
+        self._told_time = 0.0
 
     @property
     def traffic(self) -> Traffic:
@@ -157,6 +163,9 @@ class Neighbours:
         Raises:
             HomeError: another node with our identity is connected, or all above us follow a later manifest.
         """
+        if clock.is_clock(parts):
+            self._tell_time(peer, parts)
+            return
         wire = Wire.parse(parts)
         if parts == [REFUSED] and peer in self._dialled:
             self._wait_for_our_predecessor(peer)
@@ -172,7 +181,7 @@ class Neighbours:
             if peer in self._all and self._all[peer].link.is_left_by(wire):
                 yield self._lose(peer, left=True)
             return
-        self._second_since = None
+        self._second_since, self.heard_at = None, time.time()
         neighbour = self._all.setdefault(peer, self._new())
         neighbour.silent = 0
         link, known = neighbour.link, neighbour.link.established
@@ -194,6 +203,17 @@ class Neighbours:
                 yield ev.Received(peer, frame.sender, frame.recipient, frame.message, frame)
         if self._all.get(peer) is neighbour:
             yield ev.Room(peer, link.pending)
+
+    def _tell_time(self, peer: str, parts: list[bytes]) -> None:
+        """Answer a party whose people run `wardtree check-network` while this node runs."""
+        now = time.time()
+        asked = clock.read(parts, peer, self._me, self._manifest.signing_keys, verify)
+        if asked is None or asked.is_answer:
+            self._refused(peer, "a question for the time", "something else")
+        elif abs(now - self._told_time) >= CLOCK_SECONDS:
+            self._told_time = now
+            answer = clock.Clock(True, self._greeting, self._me, peer, asked.nonce, round(1000 * now))
+            self.transport.send(peer, answer.parts(self._sign))
 
     def _refuse_another_manifest(self, peer: str, wire: Wire) -> None:
         """Say why on both sides: nothing is exchanged with a party that does not follow our very manifest."""

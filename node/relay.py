@@ -29,6 +29,7 @@ from node.home import Home, Options
 from node.ledger import Ledger
 from node.model_keeper import ModelKeeper
 from node.neighbours import BEAT_SECONDS, Neighbours
+from node.operate.observer import Observer
 from node.process import ENDED_FROM_OUTSIDE, allow_descriptors, name_process
 from node.protocol import events as ev
 from node.protocol.contributor import Contributor
@@ -36,10 +37,11 @@ from node.protocol.keyholder import KeyHolder
 from node.protocol.messages import TRAIN, Partial, Snapshot
 from node.protocol.party import Party
 from node.refusals import Refusals
-from node.rooms import OwnEnclave, RoomEndedError, RoomError, Template, round_job
+from node.rooms import OwnEnclave, OwnKeyRoom, RoomEndedError, RoomError, Template, round_job
 from node.sandbox import policy
 from node.sandbox.enter import narrow
 from node.telemetry import Stopwatch, Telemetry
+from node.timers import Timers
 from node.wiping import ENCLAVE, KEYROOM, PREPARE, Wiping
 
 if TYPE_CHECKING:
@@ -54,10 +56,9 @@ GONE_SECONDS = 5.0
 
 @dataclass
 class Current:
-    """The round in hand. ``open``: at the key holder, the key room has a process for it."""
+    """The round in hand."""
 
     round: int = -1
-    open: bool = False
     began: float = 0.0
 
 
@@ -95,7 +96,7 @@ class Relay:
         options: Options,
     ) -> None:
         self.home, self.telemetry = home, telemetry
-        self.template, self.keyroom = Template(template), keyroom
+        self.template, self.keyroom = Template(template), OwnKeyRoom(keyroom) if keyroom else None
         self.identity = load_identity(home.path, passphrase)
         self.ledger = Ledger(home.ledger, self.identity.sign)
         self.keeper = ModelKeeper(home, options, telemetry)
@@ -104,11 +105,21 @@ class Relay:
         self.refused = Refusals(self._tell_refused)
         self.neighbours = Neighbours(home, self.identity, self.refused)
         self.transport = self.neighbours.transport
+        self.observer: Observer | None = None
+        if options.status:
+            self.observer = Observer(
+                home,
+                self.machine,
+                self.ledger.entries,
+                lambda: self.neighbours.heard_at,
+                lambda: (self.keeper.figure_names, self.keeper.model.curve.tolist()),
+            )
+            telemetry.observer = self.observer.take
         narrow(policy.listening_relay(), home.posture)
         self.wiping = Wiping(self.ledger)
         self.enclave = OwnEnclave(self.template, self.transport)
         self.current = Current()
-        self.timers: dict[str, float] = {}
+        self.timers = Timers()
         self.events: deque[ev.Event] = deque()
         self.exit_code: int | None = None
 
@@ -118,16 +129,17 @@ class Relay:
         """Until the machine stops; gives the exit code."""
         posture = self.home.posture.text
         self.ledger.append(what="started", manifest=self.home.manifest.digest, posture=posture, time=int(time.time()))
-        keyroom = self.keyroom.read if self.keyroom else None
-        for descriptor in (self.template.descriptor, keyroom):
-            if descriptor is not None:
-                self.transport.watch(descriptor)
+        self.transport.watch(self.template.descriptor)
+        if self.keyroom:
+            self.transport.watch(self.keyroom.descriptor)
         self.telemetry.tell("usage", when="began", **asdict(own_usage()))
         self._start_enclave("prepare")
-        self.timers[BEAT] = time.monotonic() + BEAT_SECONDS
+        self.timers.set(BEAT, BEAT_SECONDS)
         while self.exit_code is None:
             self.telemetry.flush()
-            messages, descriptors, connected = self.transport.poll(self._patience())
+            if self.observer:
+                self.observer.write_if_due()
+            messages, descriptors, connected = self.transport.poll(self.timers.patience)
             for peer in connected:
                 self.neighbours.introduce(peer)
             for peer, parts in messages:
@@ -137,7 +149,8 @@ class Relay:
             self._hear_rooms(descriptors)
             if self.enclave.is_readable(descriptors):
                 self._hear_enclave()
-            self._expire()
+            for timer in self.timers.expired():
+                self._expire(timer)
         self.keeper.save()
         self.enclave.end()
         self._see_rooms_end()
@@ -149,15 +162,15 @@ class Relay:
             peak_memory = self.template.hear()
             if peak_memory is not None:
                 self.wiping.ended(ENCLAVE, peak_memory)
-        if self.keyroom and self.keyroom.read in readable:
+        if self.keyroom and self.keyroom.descriptor in readable:
             self._hear_keyroom()
 
     def _see_rooms_end(self) -> None:
         """Nothing of the last round is left when this node says that it is done."""
         deadline = time.monotonic() + GONE_SECONDS
         with contextlib.suppress(RoomError, ChannelClosedError):  # one that is gone already holds nothing either
-            if self.keyroom and self.current.open:
-                self.keyroom.send("close")
+            if self.keyroom:
+                self.keyroom.close()
             while self.wiping.waits and (left := deadline - time.monotonic()) > 0:
                 self._hear_rooms(self.transport.poll(left)[1])
 
@@ -168,21 +181,17 @@ class Relay:
             for command in self.machine.handle(self.events.popleft()):
                 self._do(command)
 
-    def _patience(self) -> float | None:
-        return max(0.0, min(self.timers.values()) - time.monotonic()) if self.timers else None
-
-    def _expire(self) -> None:
-        now = time.monotonic()
-        for timer in [timer for timer, due in self.timers.items() if due <= now]:
-            if self.timers.pop(timer, None) is None:
-                continue  # an earlier one stopped it
-            if timer == BEAT:
-                self.timers[BEAT] = now + BEAT_SECONDS
-                self.refused.beat()
-                for event in self.neighbours.beat():
-                    self._happen(event)
-            else:
-                self._happen(ev.Expired(timer))
+    def _expire(self, timer: str) -> None:
+        if timer != BEAT:
+            self._happen(ev.Expired(timer))
+            return
+        self.timers.set(BEAT, BEAT_SECONDS)
+        self.refused.beat()
+        if self.observer:
+            self.observer.beat()
+        for event in self.neighbours.beat():
+            self.telemetry.tell("lost", peer=event.peer)
+            self._happen(event)
 
     def _tell_refused(self, who: str, expected: str, came: str, times: int) -> None:
         self.telemetry.tell("dropped", who=who, expected=expected, came=came, times=times)
@@ -283,13 +292,7 @@ class Relay:
 
     def _hear_keyroom(self) -> None:
         assert self.keyroom
-        try:
-            message = self.keyroom.poll()
-        except ChannelClosedError as error:
-            raise RoomEndedError("the key room ended; start this node again, and it goes on") from error
-        match message or {}:
-            case {"kind": "error", "text": text}:
-                raise RoomError(text)
+        match self.keyroom.hear():
             case {"kind": "opened", "round": round_, "segment": segment, "integers": integers, "seconds": seconds}:
                 self._stage_time("open", seconds)
                 self._happen(ev.Opened(round_, segment, integers))
@@ -299,20 +302,6 @@ class Relay:
                 self._lost("the key room did not get it")
             case {"kind": "refused", "round": round_, "segment": segment, "reason": reason}:
                 self._happen(ev.OpeningRefused(round_, segment, reason))
-
-    def _open(self, command: ev.OpenTotal) -> None:
-        assert self.keyroom
-        self.keyroom.send(
-            "open",
-            round=command.round,
-            segment=command.segment,
-            base=self.machine.base,
-            others=sorted(command.others),
-            own=self.home.name if command.own else None,
-            length=command.length,
-            whole=command.whole,
-            ciphertexts=command.ciphertexts,
-        )
 
     # ---- commands ---------------------------------------------------------------------------------------
 
@@ -336,7 +325,8 @@ class Relay:
                 more = {"posture": posture} if posture else {}
                 self.ledger.append(what=what, round=round_, segment=segment, contributors=sorted(contributors), **more)
             case ev.OpenTotal():
-                self._open(command)
+                assert self.keyroom
+                self.keyroom.open(command, self.machine.base, self.home.name if command.own else None)
             case ev.Stage():
                 self.keeper.stage(command)
             case ev.Apply():
@@ -356,9 +346,9 @@ class Relay:
             case ev.Wipe(round_):
                 self._wipe(round_)
             case ev.SetTimer(timer, seconds):
-                self.timers[timer] = time.monotonic() + seconds
+                self.timers.set(timer, seconds)
             case ev.StopTimer(timer):
-                self.timers.pop(timer, None)
+                self.timers.stop(timer)
             case ev.Report(what, round_, contributors):
                 self.telemetry.tell("round", what=what, round=round_, contributors=sorted(contributors))
             case ev.Stop(error):
@@ -374,7 +364,8 @@ class Relay:
         terms = self.keeper.terms(purpose)
         job = round_job(self.keeper.model, terms, round_, purpose, seed, canary_key, self.carried.applied)
         self._start_enclave("round", model=self.keeper.shared.descriptor, carried=carried, **job)
-        self.current.open = self.keyroom is not None
+        if self.keyroom:
+            self.keyroom.begin()
 
     def _merge(self, command: ev.Merge) -> None:
         watch = Stopwatch()
@@ -416,10 +407,8 @@ class Relay:
         """What was published goes into our ledger with what it cost, and what is spent with it."""
         entry = self.keeper.account.entry(round_, listed, releases)
         self.ledger.append(**entry)
-        budget = self.keeper.account.budget.epsilon
-        self.telemetry.tell(
-            "privacy", unit=entry["unit"], round=round_, epsilon=entry["epsilon"], delta=entry["delta"], budget=budget
-        )
+        told = {key: entry[key] for key in ("unit", "round", "epsilon", "delta")}
+        self.telemetry.tell("privacy", **told, budget=self.keeper.account.budget.epsilon, spent=self.keeper.is_spent)
 
     def _tell_applied(self, round_: int, state: bytes, contributors: frozenset[str]) -> None:
         seconds = time.monotonic() - self.current.began if round_ == self.current.round else 0.0
@@ -446,9 +435,8 @@ class Relay:
     def _wipe(self, round_: int) -> None:
         self.enclave.end()
         self.carried.settle(False)
-        if self.keyroom and self.current.open:
-            self.keyroom.send("close")
-            self.current.open = False
+        if self.keyroom:
+            self.keyroom.close()
         self.wiping.dropped(round_, self.keeper.wipe())
 
     def _stop(self, error: str | None) -> None:

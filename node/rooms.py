@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from keys.errors import WardtreeError
 from node.channel import Channel, ChannelClosedError
 from node.course import Terms
+from node.protocol.events import OpenTotal
 from node.update import Model
 
 _TEMPLATE_ENDED = "the template of the enclaves ended; start this node again, and it goes on"
@@ -184,6 +185,59 @@ class OwnEnclave:
             if message is None:
                 return
             yield message
+
+
+class OwnKeyRoom:
+    """The relay's line to the key room, at the key holder, which has one process a round: from the round's enclave on
+    until the relay says that the round is over."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._serves = False
+
+    @property
+    def descriptor(self) -> int:
+        assert self._channel.read is not None
+        return self._channel.read
+
+    def begin(self) -> None:
+        """A round's enclave was asked for, and with it the key room's process."""
+        self._serves = True
+
+    def open(self, total: OpenTotal, base: bytes, own: str | None) -> None:
+        """Have a total opened, ``own`` integers added if that is a name."""
+        self._channel.send(
+            "open",
+            round=total.round,
+            segment=total.segment,
+            base=base,
+            others=sorted(total.others),
+            own=own,
+            length=total.length,
+            whole=total.whole,
+            ciphertexts=total.ciphertexts,
+        )
+
+    def close(self) -> None:
+        """The round is over, if one is open."""
+        if self._serves:
+            self._channel.send("close")
+        self._serves = False
+
+    def hear(self) -> dict[str, Any]:
+        """What it says; {} when that is not complete.
+
+        Raises:
+            RoomError: it cannot go on.
+            RoomEndedError: it is gone.
+        """
+        try:
+            message = self._channel.poll() or {}
+        except ChannelClosedError as error:
+            raise RoomEndedError("the key room ended; start this node again, and it goes on") from error
+        if message.get("kind") == "error":
+            raise RoomError(message["text"])
+        return message
 
 
 def round_job(

@@ -87,7 +87,7 @@ def manifest_gaps(federation: Federation) -> tuple[str, ...]:
 def read_parties(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
     """Read a file of parties: ``key_holder = "name"`` and one table per party, its ``[data]``.
 
-    A relative csv path is taken from the file's own folder.
+    A relative path of csv, images or features is taken from the file's own folder.
 
     Raises:
         LocalError: names the key.
@@ -103,9 +103,10 @@ def read_parties(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
         check_name(name)
         if not isinstance(table, dict):
             raise LocalError(f"{path}: {name}: expected a table with the data of one party, came {table!r}")
-        csv = table.get("csv")
-        if isinstance(csv, str) and ":" not in csv and not Path(csv).is_absolute():
-            table["csv"] = str((path.parent / csv).resolve())
+        for kind in ("csv", "images", "features"):
+            file = table.get(kind)
+            if isinstance(file, str) and ":" not in file and not Path(file).is_absolute():
+                table[kind] = str((path.parent / file).resolve())
     if key_holder not in tables:
         raise LocalError(f"{path}: key_holder: expected one of {', '.join(tables)}, came {key_holder!r}")
     return tables, key_holder
@@ -226,6 +227,8 @@ def _settings(data: Mapping[str, Any]) -> bytes:
     def written(value: Any) -> str:
         if isinstance(value, Mapping):
             return "{ " + ", ".join(f'"{key}" = {written(item)}' for key, item in value.items()) + " }"
+        if isinstance(value, int | float):
+            return str(value).lower()
         text = str(value).replace("\\", "\\\\").replace('"', '\\"')
         return f'"{text}"'
 

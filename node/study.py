@@ -44,8 +44,8 @@ class TaskChoice(Settings):
 
     class_name: str = Field(
         alias="class",
-        pattern=r"^(tabular|synthetic|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$",
-        description='"tabular", "synthetic" or "module:Class"',
+        pattern=r"^(image|tabular|synthetic|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$",
+        description='"image", "tabular", "synthetic" or "module:Class"',
     )
     options: dict[str, Any] = Field(default_factory=dict, description="a table")
 
@@ -283,7 +283,7 @@ rounds = 10            # training rounds, 1 to 10000
 seed = 1               # for the split into training and held-out patients
 
 [task]
-class = "tabular"      # logistic regression; or "synthetic", or a class of your own: "module:Class"
+class = "tabular"      # logistic regression; or "image", "synthetic", or a class of your own: "module:Class"
 
 [task.options]
 # The outcome: ill where the column's number is above `positive_above` ...

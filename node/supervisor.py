@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 from keys.errors import WardtreeError
 from node.channel import Channel
-from node.home import MODEL, RELAY, Home, HomeError, Options, load_home, lock_home
+from node.home import MODEL, RELAY, STATUS, Home, HomeError, Options, load_home, lock_home
+from node.operate.loopback import address, listen
 from node.process import ENDED_FROM_OUTSIDE, name_process, reap, spawn
 from node.sandbox import policy
 from node.sandbox.enter import enter
@@ -74,6 +75,8 @@ def run_node(
     telemetry = Telemetry(channel, home.name)
     try:
         _make_files(home, options)
+        if options.status_port is not None or home.status_port is not None:
+            children.append(_start_page(home, options, telemetry))
         telemetry.tell("posture", text=home.posture.text)
         return _run(home, passphrase, telemetry, options, nursery, children)
     finally:
@@ -102,6 +105,9 @@ def _make_files(home: Home, options: Options) -> None:
         for file in (home.ledger, *([home.openings] if home.is_key_holder else [])):
             os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         home.relay_folder.mkdir(0o700, exist_ok=True)
+        status = home.relay_folder / STATUS
+        status.parent.mkdir(0o700, exist_ok=True)
+        status.unlink(missing_ok=True)  # that of a life before this one
         model = home.path / MODEL
         if not model.is_symlink():
             if model.exists():  # a copy of a home may have a file in the link's place
@@ -150,6 +156,22 @@ def _run(
     if code not in (0, 1, 2, ENDED_FROM_OUTSIDE, EXIT_UNAVAILABLE):
         raise WardtreeError(f"{home.name}: the relay ended with {code}; see its message above")
     return code
+
+
+def _start_page(home: Home, options: Options, telemetry: Telemetry) -> int:
+    """The page process, before there is a passphrase: it gets the one socket that it has, and reads one folder."""
+    port = options.status_port if options.status_port is not None else home.status_port
+    assert port is not None
+    with listen(port) as listening:
+        telemetry.tell("page", address=address(listening))
+        return spawn(signal.SIGKILL, _page, home, listening)
+
+
+def _page(home: Home, listening: socket.socket) -> None:
+    enter(policy.page(home), home.posture, [listening.fileno()])
+    from node.operate.page import run_page
+
+    run_page(listening, home.relay_folder / STATUS, home.name)
 
 
 def _close_others(sockets: list[socket.socket], keep: tuple[socket.socket | None, ...]) -> None:

@@ -7,6 +7,7 @@ that the manifest must allow by name.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from node.channel import Channel, ChannelClosedError, packed
@@ -18,6 +19,7 @@ class Telemetry:
     def __init__(self, channel: Channel | None, party: str) -> None:
         self._channel, self._party = channel, party
         self._waiting: list[bytes] = []
+        self.observer: Callable[[str, Mapping[str, Any]], None] | None = None
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -25,7 +27,10 @@ class Telemetry:
         return self._channel.descriptors if self._channel else ()
 
     def tell(self, event: str, **fields: Any) -> None:
-        """Have it sent with the next :meth:`flush`: one write for all that happens at once."""
+        """Have it sent with the next :meth:`flush`: one write for all that happens at once. The ``observer`` in this
+        process hears of it now."""
+        if self.observer is not None:
+            self.observer(event, fields)
         if self._channel is not None:
             self._waiting += packed(event, party=self._party, time=time.time(), **fields)
 

@@ -45,6 +45,10 @@ MOST_PARTS = 4
 MOST_MESSAGES, MOST_BYTES = 64, 8 << 20
 """Taken from one socket in one turn, so that others have theirs; bytes are counted after a message."""
 
+KEY_REFUSED, HANDSHAKE_REFUSED = "our key", "the handshake"
+"""The other side told us, by ZAP's answer, that it does not know our key; or it understood nothing and hung up, as when
+it has another key than we think."""
+
 UNREAD_MESSAGES = 8
 """Of the largest size, that one connection may have under way: an honest peer's credit is for less."""
 
@@ -150,6 +154,11 @@ class Transport:
         line = self._lines.pop(name, None)
         if line:
             line.close(linger=500)
+
+    def refusal(self, name: str) -> str | None:
+        """How a party that we dial refused the last handshake, :data:`KEY_REFUSED` or :data:`HANDSHAKE_REFUSED`; None
+        if it did not."""
+        return self._lines[name].refusal
 
     def forget(self, name: str) -> None:
         """A party that dialled us said goodbye: its next connection is not a second one."""
@@ -314,6 +323,7 @@ class Line:
         self._connections, self._log = connections, log
         self._descriptor = -1
         self._failures = 0
+        self.refusal: str | None = None
         self._open()
 
     def _open(self) -> None:
@@ -354,8 +364,10 @@ class Line:
                 self._connections.closed(event["value"])
                 continue
             if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                connected = True
+                connected, self.refusal = True, None
                 continue
+            known = event["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            self.refusal = KEY_REFUSED if known else HANDSHAKE_REFUSED
             self.redial_at = time.monotonic() + REDIAL_SECONDS
             self._failures += 1
             # Without detail it may be a parent that is just starting or ending; a wrong key looks the same.

@@ -13,7 +13,22 @@ from typing import Annotated
 import typer
 
 from keys.errors import WardtreeError
-from node.cli import bench, ceremony, chaos, doctor, local, node, plan, study, task
+from node.cli import (
+    bench,
+    ceremony,
+    chaos,
+    doctor,
+    features,
+    local,
+    model,
+    network,
+    node,
+    operate,
+    plan,
+    score,
+    study,
+    task,
+)
 from node.process import ENDED_FROM_OUTSIDE
 from node.sandbox.kernel import EXIT_UNAVAILABLE, SandboxError
 from node.supervisor import EndedFromOutsideError
@@ -29,12 +44,18 @@ app = typer.Typer(
     epilog="Start with [bold]wardtree local[/bold]: four hospitals on this machine, on real data.",
 )
 app.command("doctor")(doctor.doctor)
+app.command("features")(features.features)
 app.command("local")(local.local)
 app.command("node")(node.node)
 app.command("plan")(plan.plan)
+app.command("check-network")(network.check_network)
+app.command("status")(operate.status)
+app.command("watch")(operate.watch)
 app.command("chaos")(chaos.chaos)
 app.add_typer(bench.app, name="bench")
 app.add_typer(ceremony.app, name="ceremony")
+app.add_typer(model.app, name="model")
+app.add_typer(score.app, name="score")
 app.add_typer(study.app, name="study")
 app.add_typer(task.app, name="task")
 

@@ -56,6 +56,10 @@ def local(
     insecure_development: Annotated[
         bool, typer.Option("--insecure-development", help="No sandbox at all: for work on wardtree itself.")
     ] = False,
+    page: Annotated[
+        int | None,
+        typer.Option(help="Serve the key holder's live page on this port, to this machine only.", min=1, max=65_535),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
     """Run a whole tree of hospitals on this machine: real processes, real sockets, a real key ceremony.
@@ -73,6 +77,8 @@ def local(
         wardtree local --parties 7 --rounds 3 --task synthetic --params 200000 --json
 
         wardtree local --study my-study.toml --data my-hospitals.toml --out runs/first
+
+        wardtree local --parties 7 --rounds 100 --task synthetic --page 8080
     """
     text, source = _study_text(study, task, params, parties)
     text = _override(text, "rounds", rounds, source)
@@ -88,8 +94,10 @@ def local(
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(variable, "1")
     console = Console(stderr=as_json)
+    if page is not None:
+        typer.echo(f"Live page of {key_holder}, once it runs: http://127.0.0.1:{page}/", err=True)
     with LiveView(checked.schedule) as view:
-        outcome = run_federation(federation, view.update)
+        outcome = run_federation(federation, view.update, page)
     result = reports.build(federation, outcome, _comparison(federation, outcome))
     reports.write(federation.out, result)
     for name, error in result["errors"].items():

@@ -33,6 +33,14 @@ def node(
         ),
     ] = None,
     insecure_development: Annotated[bool, typer.Option("--insecure-development", help="Let --sandbox off be.")] = False,
+    status_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Serve the live page and metrics on this port, to this machine only; 0: any free one.",
+            min=0,
+            max=65_535,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line for what happens.")] = False,
 ) -> None:
     """Run one institution's node until the study ends.
@@ -48,8 +56,15 @@ def node(
         wardtree node --home /srv/wardtree/uppsala
 
         wardtree node --home /srv/wardtree/uppsala --passphrase-fd 3 3< /run/keys/uppsala
+
+        wardtree node --home /srv/wardtree/uppsala --status-port 8080
     """
-    options = Options(policy=check_policy(sandbox), insecure_development=insecure_development)
+    options = Options(
+        policy=check_policy(sandbox),
+        insecure_development=insecure_development,
+        status=True,
+        status_port=status_port,
+    )
     _enter_view(home, options)
     ours, theirs = Channel.pair()
     # The reader is forked before there is a passphrase in this process.
@@ -98,6 +113,10 @@ def _in_words(event: dict[str, Any]) -> str:
             return f"round {number}: model updated after {seconds:.1f} s"
         case {"kind": "dropped", "who": who, "expected": expected, "came": came, "times": times}:
             return f"dropped: {who}: expected {expected}, came {came}" + (f" ({times} times)" if times > 1 else "")
+        case {"kind": "lost", "peer": peer}:
+            return f"{peer} is not there any more"
+        case {"kind": "page", "address": address}:
+            return f"live page: {address}"
         case {"kind": "warning", "text": text}:
             return f"warning: {text}"
         case {"kind": "stopped", "error": error}:

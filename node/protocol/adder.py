@@ -200,9 +200,16 @@ class Adder(Climber):
             elif round_.opening.round <= self.last_forwarded:
                 self._cut()
 
-    def on_merged(self, event: ev.Merged) -> None:
+    def _summing(self, event: ev.Merged | ev.NotMerged) -> Gathering | None:
+        """The round, if this is of the sum that is being made."""
         round_ = self.round
         if round_ is None or round_.cut or (event.round, event.attempt) != (round_.opening.round, round_.attempt):
+            return None
+        return round_
+
+    def on_merged(self, event: ev.Merged) -> None:
+        round_ = self._summing(event)
+        if round_ is None:
             return
         round_.merging = False
         if self.way_up is None:
@@ -221,8 +228,8 @@ class Adder(Climber):
         self._advance()
 
     def on_not_merged(self, event: ev.NotMerged) -> None:
-        round_ = self.round
-        if round_ is None or round_.cut or (event.round, event.attempt) != (round_.opening.round, round_.attempt):
+        round_ = self._summing(event)
+        if round_ is None:
             return
         for name in [round_.merged_from[place] for place in event.places]:
             self.do(ev.Drop(name, "ciphertexts of this federation's plan", "something else"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -12,12 +14,19 @@ import typer
 
 from keys.errors import WardtreeError
 from node.privacy.accountant import MECHANISMS
+from node.reproduce import attacks as attempts
 from node.reproduce import overhead as over
+from node.reproduce import scoring as scores
 from node.reproduce import table3 as three
 from node.reproduce import table5 as five
+from node.reproduce import table7 as seven
+from node.reproduce import table7_page as seven_page
 from node.reproduce import timings as times
 from node.reproduce.framingham import FILES
+from node.reproduce.gradient_inversion import ATTACKS
 from node.reproduce.output import Results
+from node.reproduce.pictures import BLOOD, DERMA, DIGITS, Pictures, read_pictures
+from node.tasks.backbones import Backbone, packaged_weights
 
 T = TypeVar("T", bound=str)
 RESULTS, QUICK = Path("docs/results"), Path("runs/reproduce-quick")
@@ -42,6 +51,10 @@ def _root() -> None:
 Quick = Annotated[bool, typer.Option("--quick", help=f"Smaller sizes, in minutes; written to {QUICK}.")]
 Out = Annotated[Path | None, typer.Option(help=f"The folder for the results; default: {RESULTS}.")]
 Redraw = Annotated[bool, typer.Option("--redraw", help="Only make page and picture again, from the JSON file.")]
+
+Blood = Annotated[Path | None, typer.Option("--bloodmnist", help="MedMNIST's bloodmnist.npz.")]
+Derma = Annotated[Path | None, typer.Option("--dermamnist", help="MedMNIST's dermamnist.npz.")]
+Weights = Annotated[Path | None, typer.Option(help="torchvision's resnet18-f37072fd.pth; default: EfficientNet-Lite0.")]
 
 
 def _results(name: str, keys: tuple[str, ...], quick: bool, out: Path | None) -> Results:
@@ -81,8 +94,11 @@ def table3(
     recipe: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(three.CASES)}.")] = None,
     accountant: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(MECHANISMS)}.")] = None,
     epsilon: Annotated[list[float] | None, typer.Option(help="Only these, inf among them; may be repeated.")] = None,
+    bloodmnist: Blood = None,
+    dermamnist: Derma = None,
+    weights: Weights = None,
 ) -> None:
-    """Accuracy against the privacy budget: heart disease, DP-SGD."""
+    """Accuracy against the privacy budget, DP-SGD: heart disease, and the top layer of an image model."""
     results = _results("table3", ("recipe", "accountant", "epsilon"), quick, out)
     if redraw:
         three.publish(results)
@@ -93,7 +109,48 @@ def table3(
         tuple(epsilon or (three.QUICK_EPSILONS if quick else three.EPSILONS)),
         _known("--recipe", recipe, tuple(three.CASES)),
         _known("--accountant", accountant, MECHANISMS),
+        _asked(None, bloodmnist, dermamnist, weights),
     )
+
+
+@app.command()
+def table7(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    repetitions: Annotated[int | None, typer.Option(min=1, help="Of each cell; default 10, quick 2.")] = None,
+    parties: Annotated[list[int] | None, typer.Option(min=2, max=16, help="Only these; may be repeated.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(seven.SCHEMES)}.")] = None,
+    schedule: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(seven.SCHEDULES)}.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Only these: digits, BloodMNIST, DermaMNIST.")] = None,
+    bloodmnist: Blood = None,
+    dermamnist: Derma = None,
+    weights: Weights = None,
+) -> None:
+    """Accuracy of an image model by encryption and number of parties: a top layer, and a whole ResNet-18."""
+    results = _results("table7", ("data", "schedule", "parties", "scheme"), quick, out)
+    if not redraw:
+        seven.run(
+            results,
+            list(_asked(data, bloodmnist, dermamnist, weights).values()),
+            repetitions or (2 if quick else 10),
+            tuple(parties or ((4,) if quick else seven.PARTIES)),
+            _known("--scheme", scheme, seven.SCHEMES),
+            _known("--schedule", schedule or (["published"] if quick else None), tuple(seven.SCHEDULES)),
+        )
+    seven_page.publish(results)
+
+
+def _asked(
+    data: list[str] | None, bloodmnist: Path | None, dermamnist: Path | None, weights: Path | None
+) -> dict[str, Pictures]:
+    """The data sets of images that are asked for by name, or else those that are at hand."""
+    files = {DIGITS: None, BLOOD: bloodmnist, DERMA: dermamnist}
+    named = _known("--data", data, tuple(files))
+    wanted = [name for name in named if data or name == DIGITS or files[name]]
+    kind, size = ("resnet18", 224) if weights else ("efficientnet-lite0", 112)
+    backbone = Backbone(kind, weights or packaged_weights(), size) if bloodmnist or dermamnist else None
+    return {name: read_pictures(name, files[name], backbone) for name in wanted}
 
 
 @app.command()
@@ -133,6 +190,44 @@ def overhead(
     over.run(results, rounds or (5 if quick else 20), sizes, tuple(parties or over.PARTIES))
 
 
+@app.command()
+def attacks(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    repetitions: Annotated[int | None, typer.Option(min=1, help="Of each attack; default 2, quick 1.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(attempts.KINDS)}.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(ATTACKS)}.")] = None,
+    images: Annotated[Path | None, typer.Option(help="A medmnist .npz; default: scikit-learn's digits.")] = None,
+) -> None:
+    """Table I: membership, missing values, images out of gradients; against what each place of the tree sees."""
+    results = _results("attacks", ("kind", "target", "method"), quick, out)
+    if redraw:
+        attempts.publish(results)
+        return
+    methods = _known("--method", method, ATTACKS)
+    effort = attempts.QUICK if quick else attempts.FULL
+    attempts.run(
+        results, repetitions or (1 if quick else 2), _known("--kind", kind, attempts.KINDS), images, effort, methods
+    )
+
+
+@app.command()
+def scoring(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    patients: Annotated[list[int] | None, typer.Option(min=1, max=8192, help="Only so many; may be repeated.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs after a warm-up.")] = 5,
+) -> None:
+    """Deployment: encrypted scoring, its times, sizes and differences from scores in the clear."""
+    results = _results("scoring", ("model", "patients"), quick, out)
+    if redraw:
+        scores.publish(results)
+        return
+    scores.run(results, tuple(patients or (scores.QUICK_PATIENTS if quick else scores.PATIENTS)), repeats)
+
+
 def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[T, ...]:
     for one in asked or ():
         if one not in known:
@@ -141,12 +236,29 @@ def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[
 
 
 @app.command("all")
-def everything(quick: Quick = False, out: Out = None) -> None:
-    """All of them, one after the other; says how long each took."""
-    for command in (table3, table5, timings, overhead):
+def everything(
+    quick: Quick = False,
+    out: Out = None,
+    bloodmnist: Blood = None,
+    dermamnist: Derma = None,
+    weights: Weights = None,
+) -> None:
+    """All of them, one after the other; says how long each took, and how long those of published size did."""
+    of_images = [
+        partial(command, quick=quick, out=out, bloodmnist=bloodmnist, dermamnist=dermamnist, weights=weights)
+        for command in (table3, table7)
+    ]
+    others = [partial(command, quick=quick, out=out) for command in (attacks, table5, timings, overhead, scoring)]
+    whole = time.monotonic()
+    for command in (*of_images, *others):
         began = time.monotonic()
-        command(quick=quick, out=out)
-        print(f"{command.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+        command()
+        print(f"{command.func.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+    print(f"all: {time.monotonic() - whole:.0f} s", file=sys.stderr)
+    kept = {file.stem: json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))}
+    took = {name: each["seconds"] for name, each in kept.items() if "seconds" in each and "quick" in each}
+    each = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items())
+    print(f"at the published sizes, when {RESULTS} was made: {sum(took.values()):.0f} s ({each})", file=sys.stderr)
 
 
 def main() -> None:

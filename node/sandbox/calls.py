@@ -101,6 +101,17 @@ def alone() -> Rules:
     return {**_EVERY_ROOM, **_each("wait4 waitid"), "clone": _THREADS_ONLY}
 
 
+def page() -> Rules:
+    """Answers on the socket that it was given; it can make none, and reach nobody."""
+    answers = _each("accept accept4 getsockname getpeername getsockopt setsockopt shutdown recvfrom")
+    return {
+        **_EVERY_ROOM,
+        **answers,
+        "clone": _THREADS_ONLY,
+        "sendto": Rule(((Test(3, (0,), _MSG_FASTOPEN), Test(4, (0,))),)),  # to nobody but who asked
+    }
+
+
 def ceremony() -> Rules:
     """A key room of the ceremony: as :func:`alone`, and it makes and erases files."""
     return {**alone(), **_each(_FOLDERS, "link linkat")}

@@ -128,12 +128,14 @@ def _rooms(home: Home | None) -> dict[str, tuple[policy.Room, policy.Room]]:
     if home:
         template = policy.template(home.path, home.task_source, home.readable)
         rooms = {"relay": (policy.relay(home, None), policy.listening_relay()), "enclave": (template, policy.enclave())}
-        return rooms | ({"key room": (policy.keyroom(home), policy.keyroom_child())} if home.is_key_holder else {})
+        rooms |= {"key room": (policy.keyroom(home), policy.keyroom_child())} if home.is_key_holder else {}
+        return rooms | {"page": (policy.page(home), policy.page(home))}
     bare = policy.python_reach()
     return {
         "relay": (policy.Room("relay", replace(bare, signals=True), calls.relay), policy.listening_relay()),
         "enclave": (policy.Room("template", bare, calls.template), policy.enclave()),
         "key room": (policy.Room("key room", bare, calls.keyroom), policy.keyroom_child()),
+        "page": (policy.Room("page", bare, calls.page), policy.Room("page", None, calls.page)),
     }
 
 

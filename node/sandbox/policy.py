@@ -6,6 +6,7 @@ template   reads the data, the task's source, the public key       no           
 enclave    the same                                                no                                         no
 sealer     none of the node's                                      no                                         no
 key room   its ledger of openings; reads identity, secret key      no                                         yes
+page       the folder of the node's status                         TCP: a socket that listens on loopback     no
 ceremony   the home, and files that its command line names         no                                         no
 
 Every room reads Python and its libraries. So the relay can read neither data nor the sealed secret key, and
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keys.ceremony import IDENTITY, PUBLIC_KEY
-from node.home import BASE
+from node.home import BASE, STATUS
 from node.sandbox import calls, seccomp
 from node.sandbox.kernel import SandboxError
 from node.sandbox.landlock import Reach, covers
@@ -106,6 +107,12 @@ def keyroom(home: Home) -> Room:
     reach = python_reach()
     read = (*reach.read, home.path / IDENTITY, home.path / BASE, home.secret_key)
     return Room("key room", replace(reach, read=read, write=(home.openings,)), calls.keyroom)
+
+
+def page(home: Home) -> Room:
+    """Where the status is shown: it got its socket from the supervisor, and can make none."""
+    reach = python_reach()
+    return Room("page", replace(reach, read=(*reach.read, (home.relay_folder / STATUS).parent)), calls.page)
 
 
 def keyroom_child() -> Room:

@@ -7,6 +7,7 @@ those after their first step is the next model.
 """
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +17,30 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from node.settings import Settings, problems
+from node.settings import Settings, problems, shown
 from node.tasks.base import Evaluation, OptionsError, Setup, Task, TaskError, TrainingRound
 
+_PARTY = r"^[1-9][0-9]{0,3}$"
 
-class HeartRiskOptions(Settings):
+
+class RepetitionOptions(Settings):
+    """How many rounds a repetition of an experiment takes."""
+
+    rounds_per_repetition: int = Field(default=5, ge=1, description="a whole number above 0")
+
+
+class HeartRiskOptions(RepetitionOptions):
     """``[task.options]`` of the experiment."""
 
     features: int = Field(default=9, ge=1, description="a whole number above 0")
     learning_rate: float = Field(default=1.0, gt=0, description="a number above 0")
-    rounds_per_repetition: int = Field(default=5, ge=1, description="a whole number above 0")
 
 
 class HeartRiskData(Settings):
     """``[data]``: this party's rows, and its number among the parties, from which its first models follow."""
 
     csv: str = Field(min_length=1, description="the path of a CSV file")
-    party: str = Field(pattern=r"^[1-9][0-9]{0,3}$", description='a number such as "3"')
+    party: str = Field(pattern=_PARTY, description='a number such as "3"')
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,13 @@ def read_patients(path: Path, features: int) -> Patients:
     return Patients(np.column_stack([table[:, :-1], np.ones(len(table))]), table[:, -1])
 
 
+def party_number(value: object) -> int:
+    """The ``party`` of an experiment's ``[data]``. Raises TaskError."""
+    if not isinstance(value, str) or not re.fullmatch(_PARTY, value):
+        raise TaskError(f'data.party: expected a number such as "3", came {shown(value)}')
+    return int(value)
+
+
 def first_model(seed: int, repetition: int, party: int, features: int) -> NDArray[np.float64]:
     """As ``torch.nn.Linear(features, 1)`` draws it, shape (features + 1,): uniform within 1/sqrt(features).
 
@@ -101,6 +116,11 @@ class HeartRiskTask(Task):
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
         _options(options)
+
+    @classmethod
+    def layout(cls, options: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        """The model's tensors in their order, for an export."""
+        return {"weight": (1, _options(options).features), "bias": (1,)}
 
     def initial(self) -> NDArray[np.float32]:
         return np.zeros(self.parameters, np.float32)

@@ -9,6 +9,7 @@ from pathlib import Path
 from node.tasks.base import Setup, Task, TaskError
 
 BUILTIN = {
+    "image": "node.tasks.image:ImageTask",
     "tabular": "node.tasks.tabular:TabularTask",
     "synthetic": "node.tasks.synthetic:SyntheticTask",
 }
@@ -16,7 +17,7 @@ _METHODS = ("check_options", "statistics_spec", "statistics", "initial", "train"
 
 
 def load_task_class(name: str) -> type[Task]:
-    """The class of ``tabular``, ``synthetic`` or ``module:Class``.
+    """The class of ``image``, ``tabular``, ``synthetic`` or ``module:Class``.
 
     A user's module is imported here, and so run: do it only where that code may run.
     Raises TaskError where there is no such module or class, or where it lacks a method.
@@ -84,7 +85,7 @@ def task_digest(name: str) -> str:
     source = task_source(name)
     if name in BUILTIN:
         root = Path(__file__).parent.parent
-        files = [*(root / "tasks").rglob("*.py"), root / "data.py", root / "settings.py"]
+        files = [*(root / "tasks").rglob("*.py"), root / "data.py", root / "images.py", root / "settings.py"]
     elif source.is_dir():
         root, files = source, list(source.rglob("*.py"))
     else:

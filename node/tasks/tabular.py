@@ -7,6 +7,7 @@ hospitals together: both come from sums that are published, never from one hospi
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -131,6 +132,24 @@ class TabularTask(Task):
     def check_options(cls, options: Mapping[str, Any]) -> None:
         _options(options)
 
+    @classmethod
+    def layout(cls, options: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        """The model's tensors in their order, for an export: a linear layer of one output."""
+        columns = sum(feature.width for feature in _options(options).features.values())
+        return {"weight": (1, columns), "bias": (1,)}
+
+    @classmethod
+    def features(
+        cls, options: Mapping[str, Any], data: Mapping[str, Any], home: Path, statistics: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """What that layer takes, (patients, columns): encoded and scaled as in training; the target is not needed.
+
+        Raises:
+            DataError: the rows cannot be used. TaskError: ``statistics`` are not this task's.
+        """
+        features = _options(options).features
+        return standardise(_encode(read_table(data, list(features), home), features), statistics).astype(np.float64)
+
     def _hold(self, options: TabularOptions, train: Rows, test: Rows) -> None:
         self._options, self._train, self._test = options, train, test
         self._columns = sum(feature.width for feature in options.features.values())
@@ -185,15 +204,20 @@ class TabularTask(Task):
         return Evaluation(len(y), y.astype(np.int64), np.exp(-np.logaddexp(0.0, -logits)), {"log_loss": loss})
 
     def _standardised(self, x: NDArray[np.float64], round: TrainingRound) -> NDArray[np.float32]:
-        """``x`` with mean 0 and deviation 1 over all hospitals; a missing cell is at the mean."""
-        if round.statistics is None or round.statistics.shape != (3 * self._columns,):
-            raise TaskError(f"tabular: expected {3 * self._columns} published statistics, came others or none")
-        count, total, squares = np.asarray(round.statistics, np.float64).reshape(3, self._columns)
-        known = np.maximum(count, 1.0)
-        mean = np.where(count >= 1, total / known, 0.0)
-        variance = np.where(count >= 1, squares / known - mean**2, 1.0)
-        deviation = np.sqrt(np.where(variance > _LEAST_VARIANCE, variance, 1.0))
-        return np.nan_to_num((x - mean) / deviation, nan=0.0).astype(np.float32)
+        return standardise(x, round.statistics)
+
+
+def standardise(x: NDArray[np.float64], statistics: NDArray[np.float64] | None) -> NDArray[np.float32]:
+    """``x`` with mean 0 and deviation 1 over all hospitals, by their published sums; a missing cell is at the mean."""
+    columns = x.shape[1]
+    if statistics is None or statistics.shape != (3 * columns,):
+        raise TaskError(f"tabular: expected {3 * columns} published statistics, came others or none")
+    count, total, squares = np.asarray(statistics, np.float64).reshape(3, columns)
+    known = np.maximum(count, 1.0)
+    mean = np.where(count >= 1, total / known, 0.0)
+    variance = np.where(count >= 1, squares / known - mean**2, 1.0)
+    deviation = np.sqrt(np.where(variance > _LEAST_VARIANCE, variance, 1.0))
+    return np.nan_to_num((x - mean) / deviation, nan=0.0).astype(np.float32)
 
 
 def _options(table: Mapping[str, Any]) -> TabularOptions:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,22 @@ OWN_GAPS = sorted(detect().gaps & {"root"})
 """Gaps of the sandbox that a manifest must allow for these tests to run: that they run as root, if they do."""
 
 
+@contextmanager
+def at_descriptor(*secrets: str) -> Iterator[list[int]]:
+    """Descriptors from which the secrets can be read, one line each."""
+    reads = []
+    for secret in secrets:
+        read, write = os.pipe()
+        os.write(write, secret.encode() + b"\n")
+        os.close(write)
+        reads.append(read)
+    try:
+        yield reads
+    finally:
+        for read in reads:
+            os.close(read)
+
+
 def wardtree(
     *arguments: object, timeout: float = 120, passphrase: str | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -29,16 +46,11 @@ def wardtree(
         return subprocess.run(
             command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, cwd=cwd
         )
-    read, write = os.pipe()
-    os.write(write, passphrase.encode() + b"\n")
-    os.close(write)
-    try:
+    with at_descriptor(passphrase) as (read,):
         return subprocess.run(
             [*command, "--passphrase-fd", str(read)],
             capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, cwd=cwd, pass_fds=[read],
         )  # fmt: skip
-    finally:
-        os.close(read)
 
 
 def start(*arguments: object, out: Path) -> subprocess.Popen[str]:

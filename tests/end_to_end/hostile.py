@@ -34,10 +34,10 @@ from node.neighbours import BEAT_SECONDS, Neighbours
 from node.protocol import events as ev
 from node.protocol.codec import Frame
 from node.protocol.messages import Absent, Close, Joined, Message, Open, Partial, Snapshot, Total
-from node.protocol.posture import Posture
 from node.simulation import Federation, simulated_parties
 from node.study import parse_study
 from node.update import Model, seal_segment
+from tests.node.network import CONFINED
 from topology import Tree
 
 STUDY = """\
@@ -60,7 +60,6 @@ round_seconds = 8.0
 REVOKED = "party-06"
 MAY_GROW = 48 << 20
 """Bytes that hostile input may add to the most memory that a node ever had."""
-CONFINED = Posture("required", 7, frozenset()).text
 Dropped = tuple[str, str, str]
 
 

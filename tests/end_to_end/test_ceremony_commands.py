@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from keys.transcript import TRANSCRIPT, agreed, keep, proposed, record
 from keys.vault import FAST, read_lock
 from node.cli import app
 from node.home import HomeError, load_home, lock_home
+from tests.end_to_end.commands import at_descriptor
 from tests.end_to_end.test_institutions import NAMES, make_homes
 
 NOW = datetime.now(UTC)
@@ -43,22 +42,6 @@ def table(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(made, tmp_path / "table")
     monkeypatch.chdir(tmp_path / "table")
     return tmp_path / "table"
-
-
-@contextmanager
-def at_descriptor(*secrets: str) -> Iterator[list[int]]:
-    """Descriptors from which the secrets can be read, one line each."""
-    reads = []
-    for secret in secrets:
-        read, write = os.pipe()
-        os.write(write, secret.encode() + b"\n")
-        os.close(write)
-        reads.append(read)
-    try:
-        yield reads
-    finally:
-        for read in reads:
-            os.close(read)
 
 
 def run(*arguments: object, passphrase: str | None = None, typed: str | None = None) -> Result:

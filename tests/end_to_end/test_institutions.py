@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import socket
 import subprocess
@@ -21,7 +20,7 @@ from keys.vault import FAST
 from node.federation import plan_for, propose
 from node.keyroom import make_key
 from node.study import parse_study
-from tests.end_to_end.commands import OWN_GAPS, wait_until, wardtree
+from tests.end_to_end.commands import OWN_GAPS, at_descriptor, wait_until, wardtree
 
 pytestmark = pytest.mark.confined
 
@@ -80,14 +79,11 @@ def nodes(homes: dict[str, Path]) -> Iterator[dict[str, subprocess.Popen[str]]]:
     """Start `wardtree node` for each home (the passphrase is the party's name); end them at the end."""
     running = {}
     for label, home in homes.items():
-        read, write = os.pipe()
-        os.write(write, home.name.encode() + b"\n")
-        os.close(write)
-        running[label] = subprocess.Popen(
-            [sys.executable, "-m", "node", "node", "--home", str(home), "--passphrase-fd", str(read)],
-            pass_fds=[read], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        os.close(read)
+        with at_descriptor(home.name) as (read,):
+            running[label] = subprocess.Popen(
+                [sys.executable, "-m", "node", "node", "--home", str(home), "--passphrase-fd", str(read)],
+                pass_fds=[read], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
     try:
         yield running
     finally:

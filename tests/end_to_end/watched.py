@@ -53,14 +53,22 @@ class Watched:
     """Five nodes unless a test says otherwise; ``record`` has what they told."""
 
     def __init__(
-        self, out: Path, parties: int = 5, rounds: int = 3, seconds: float = 0.4, join_seconds: float = 25.0
+        self,
+        out: Path,
+        parties: int = 5,
+        rounds: int = 3,
+        seconds: float = 0.4,
+        join_seconds: float = 25.0,
+        study: str | None = None,
+        pages: bool = False,
     ) -> None:
-        text = STUDY.format(rounds=rounds, seconds=seconds, join_seconds=join_seconds)
+        """``pages``: every node keeps its status, and serves its page."""
+        text = study or STUDY.format(rounds=rounds, seconds=seconds, join_seconds=join_seconds)
         tables, key_holder = simulated_parties(parties, {})
         self.federation = Federation(text, parse_study(text, "test"), tables, key_holder, out / "run")
         self.names, self.key_holder, self.rounds = self.federation.names, key_holder, rounds
         self.everyone = frozenset(self.names)
-        self.launcher = prepare(self.federation)
+        self.launcher = prepare(self.federation, pages=dict.fromkeys(self.names, 0) if pages else None)
         self.tree = tree_of(self.federation)
         self.record = Record(self.names)
         self.codes: dict[str, list[int]] = {name: [] for name in self.names}

@@ -40,14 +40,14 @@ from node.protocol.messages import (
     Total,
 )
 from node.protocol.party import Party, Rules
-from node.protocol.posture import UNCONFINED, Posture
+from node.protocol.posture import UNCONFINED
 from node.protocol.schedule import Schedule
 from node.published import state_from, state_part, state_size
 from node.update import Model
+from tests.node.network import CONFINED
 from topology import Member, Placement, Roster
 
 NAMES = ("ada", "bo", "cy", "di", "eva")
-CONFINED = Posture("required", 7, frozenset()).text
 MANIFEST, BASE, STATE = b"\x11" * 32, b"\x22" * 32, b"\x33" * 32
 ROSTER = Roster(tuple(map(Member, NAMES)), "ada")
 

@@ -104,6 +104,12 @@ BAD: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     "a value for a table": ("bo", _write("data = 3\n"), (SETTINGS, "[data]", "'data'")),
     "unknown key": ("bo", _write('[network]\nbnd = "x:1"\n'), (SETTINGS, "bind", "bnd = 'x:1'")),
     "a number to bind": ("bo", _write("[network]\nbind = 5000\n"), (SETTINGS, "bind", "5000")),
+    "a port that is none": (
+        "bo",
+        _write("[operation]\nstatus_port = 0\n"),
+        (SETTINGS, "status_port = 1 to 65535", "0"),
+    ),
+    "another operation": ("bo", _write("[operation]\nport = 8080\n"), (SETTINGS, "status_port", "port = 8080")),
     "no TOML": ("bo", _write("[data\n"), (SETTINGS, "TOML")),
     "settings of other bytes": ("bo", lambda path: (path / SETTINGS).write_bytes(b"\xff"), (SETTINGS, "TOML")),
 }
@@ -156,7 +162,9 @@ def test_settings_are_the_hospitals_own(federation: Federation) -> None:
     assert federation.home("bo").data == {}
     _write('[data]\ncsv = "patients.csv"\n[network]\nbind = "0.0.0.0:7000"\n')(federation.path("bo"))
     home = federation.home("bo")
-    assert (home.data, home.bind) == ({"csv": "patients.csv"}, "0.0.0.0:7000")
+    assert (home.data, home.bind, home.status_port) == ({"csv": "patients.csv"}, "0.0.0.0:7000", None)
+    _write("[operation]\nstatus_port = 8080\n")(federation.path("bo"))
+    assert federation.home("bo").status_port == 8080
     assert read_settings(federation.path("cy") / SETTINGS) == {}
 
 

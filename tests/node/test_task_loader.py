@@ -57,8 +57,8 @@ def test_synthetic_and_studies_need_neither_torch_nor_pandas() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tabula", 'task: expected tabular, synthetic or "module:Class", came "tabula"'),
-        ("a-b:C", 'task: expected tabular, synthetic or "module:Class", came "a-b:C"'),
+        ("tabula", 'task: expected image, tabular, synthetic or "module:Class", came "tabula"'),
+        ("a-b:C", 'task: expected image, tabular, synthetic or "module:Class", came "a-b:C"'),
         ("no_such:C", "task no_such:C: expected a Python module no_such, none is installed or on PYTHONPATH"),
         ("node.no:C", "task node.no:C: expected a Python module node.no, none is installed or on PYTHONPATH"),
         ("node.study.x:C", "task node.study.x:C: expected a Python module node.study.x, none is installed or on "

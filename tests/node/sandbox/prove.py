@@ -30,7 +30,7 @@ from node.sandbox.machine import detect
 from tests.node.homes import KEY_HOLDER, NOW, make_federation
 from tests.node.sandbox import cost
 from tests.node.sandbox.attempts import ATTEMPTS
-from tests.node.sandbox.scene import ENCLAVE, RELAY, ROOMS, SECRET, Attempt, Scene
+from tests.node.sandbox.scene import ENCLAVE, PAGE, RELAY, ROOMS, SECRET, Attempt, Scene
 
 OUTSIDE = "outside"
 REFUSED, WENT_THROUGH = "refused", "went through"
@@ -160,6 +160,8 @@ def confine(where: str, place: Scene, home: Home, posture: Posture, say: int) ->
     elif where == ENCLAVE:
         enter(policy.template(home.path, home.task_source, home.readable), posture, keep)
         narrow(policy.enclave(), posture)
+    elif where == PAGE:
+        enter(policy.page(home), posture, keep)
     else:
         enter(policy.keyroom(home), posture, keep)
 
@@ -215,7 +217,7 @@ def prove(user: int | None) -> list[Result]:
 
 def table(results: list[Result]) -> str:
     """Markdown: a line an attempt, a column a place."""
-    lines = [f"| | attempt | {' | '.join((OUTSIDE, *ROOMS))} |", "|---|---|---|---|---|---|"]
+    lines = [f"| | attempt | {' | '.join((OUTSIDE, *ROOMS))} |", "|" + "---|" * (3 + len(ROOMS))]
     group = ""
     for each in ATTEMPTS:
         row = {result.where: result for result in results if result.attempt is each}

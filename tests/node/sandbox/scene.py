@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-RELAY, ENCLAVE, KEYROOM = ROOMS = ("relay", "enclave", "key room")
+RELAY, ENCLAVE, KEYROOM, PAGE = ROOMS = ("relay", "enclave", "key room", "page")
 SECRET = b"patient 4711"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from node.sandbox.bubblewrap import _TRY, view
-from tests.end_to_end.commands import OWN_GAPS
+from tests.end_to_end.commands import OWN_GAPS, at_descriptor
 from tests.node.homes import PASSPHRASE, Federation, make_federation
 from tests.node.sandbox.test_missing import without
 
@@ -56,12 +55,13 @@ print(json.dumps([sorted(os.listdir("/")), tried(lambda: os.listdir(other)), tri
 
 @contextmanager
 def started(home: Path) -> Iterator[subprocess.Popen[str]]:
-    read, write = os.pipe()
-    os.write(write, PASSPHRASE.encode() + b"\n")
-    os.close(write)
-    command = [*NODE, "--home", str(home), "--passphrase-fd", str(read)]
-    with subprocess.Popen(command, pass_fds=[read], stdout=subprocess.PIPE, text=True) as process:
-        os.close(read)
+    with (
+        at_descriptor(PASSPHRASE) as (read,),
+        subprocess.Popen(
+            [*NODE, "--home", str(home), "--passphrase-fd", str(read)],
+            pass_fds=[read], stdout=subprocess.PIPE, text=True,
+        ) as process,
+    ):  # fmt: skip
         try:
             yield process
         finally:

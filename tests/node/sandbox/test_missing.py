@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from node.protocol.posture import REQUIRED
 from node.sandbox.doctor import Report
 from node.sandbox.kernel import EXIT_UNAVAILABLE
 from node.sandbox.machine import REMEDIES
-from tests.end_to_end.commands import OWN_GAPS
+from tests.end_to_end.commands import OWN_GAPS, at_descriptor
 from tests.node.homes import PASSPHRASE, make_federation
 
 pytestmark = pytest.mark.confined
@@ -24,17 +23,12 @@ SEVERAL = ("landlock", "landlock-tcp")
 
 
 def without(part: str, *arguments: object, passphrase: str = "") -> subprocess.CompletedProcess[str]:
-    read, write = os.pipe()
-    os.write(write, passphrase.encode() + b"\n")
-    os.close(write)
     command = [sys.executable, "-m", "tests.node.sandbox.without", part, *map(str, arguments)]
-    command += ["--passphrase-fd", str(read)] if passphrase else []
-    try:
+    with at_descriptor(passphrase) as (read,):
+        command += ["--passphrase-fd", str(read)] if passphrase else []
         return subprocess.run(
             command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, pass_fds=[read]
         )
-    finally:
-        os.close(read)
 
 
 @pytest.mark.parametrize("part", ["landlock", "landlock, switched off", "seccomp"])

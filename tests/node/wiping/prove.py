@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import platform
 import socket
 import subprocess
@@ -38,6 +37,7 @@ from node.home import Home
 from node.sandbox.machine import detect
 from node.tasks.loader import task_digest
 from node.update import Model
+from tests.end_to_end.commands import at_descriptor
 from tests.node.homes import KEY_HOLDER, NAMES, PASSPHRASE, Federation, make_federation
 from tests.node.wiping.planted import update_of
 from tests.node.wiping.scan import Windows, count, files_in, memory_of
@@ -128,15 +128,11 @@ def running(federation: Federation, program: str) -> Iterator[dict[str, subproce
     """``wardtree node`` for every home; what they say goes into files beside the homes."""
     nodes = {}
     for name in NAMES:
-        read, write = os.pipe()
-        os.write(write, PASSPHRASE.encode() + b"\n")
-        os.close(write)
-        with log_of(federation, name).open("wb") as log:
+        with at_descriptor(PASSPHRASE) as (read,), log_of(federation, name).open("wb") as log:
             nodes[name] = subprocess.Popen(
                 [sys.executable, "-m", program, "node", "--home", federation.path(name), "--passphrase-fd", str(read)],
                 pass_fds=[read], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
             )  # fmt: skip
-        os.close(read)
     try:
         yield nodes
     finally:
