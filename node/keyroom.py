@@ -160,11 +160,11 @@ def _serve_round(
         except ChannelClosedError:
             relay.send("own lost", **place)
         except OpeningFailed:
-            relay.send("refused", **place, reason="")
+            relay.send("refused", **place)
         except BudgetError:
-            relay.send("refused", **place, reason="privacy budget: nothing was opened")
+            relay.send("withheld", **place, reason="privacy budget: nothing was opened")
         except PrivacyError:
-            relay.send("refused", **place, reason="too few shares of noise: nothing was opened")
+            relay.send("withheld", **place, reason="too few shares of noise: nothing was opened")
         except WardtreeError as error:
             relay.send("error", text=str(error))
             raise

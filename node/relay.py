@@ -300,8 +300,8 @@ class Relay:
                 self.wiping.ended(KEYROOM, peak_memory)
             case {"kind": "own lost", "round": round_}:
                 self._lost("the key room did not get it")
-            case {"kind": "refused", "round": round_, "segment": segment, "reason": reason}:
-                self._happen(ev.OpeningRefused(round_, segment, reason))
+            case {"kind": "refused" | "withheld", "round": round_, "segment": segment, **why}:
+                self._happen(ev.OpeningRefused(round_, segment, why.get("reason", "")))
 
     # ---- commands ---------------------------------------------------------------------------------------
 

@@ -54,8 +54,9 @@ def build(federation: Federation, outcome: Outcome, comparison: Mapping[str, Any
 
     Returns:
         "ok" (every node ended with 0, all models are identical, no sum was wrong); "rounds" completed and
-        "rounds_asked" (training rounds); "privacy_spent": by whom, with each round's epsilon; "sums_exact", None when the debug check was off; "rounds_detail" and
-        "stages" in seconds; "evaluations" by all together; "bytes" per party and link; "saw": what each role
+        "rounds_asked" (training rounds); "privacy_spent": by whom, with each round's epsilon; "sums_exact", None when
+        the debug check was off; "rounds_detail" and "stages" in seconds; "evaluations" by all together; "bytes" per
+        party and link; "saw": what each role
         received, in sentences with counts; "results": the comparison; and what the run was (study, parties, tree, ...).
     """
     study, record, tree = federation.study, outcome.record, outcome.tree

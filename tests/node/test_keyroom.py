@@ -115,7 +115,7 @@ class Room:
 
     def open(self, ciphertexts: bytes, round_: int, **change: Any) -> dict[str, Any]:
         request = {"round": round_, "segment": 0, "base": BASE, "others": list(OTHERS), "own": None}
-        request |= {"length": LENGTH, "ciphertexts": ciphertexts}
+        request |= {"length": LENGTH, "whole": LENGTH, "ciphertexts": ciphertexts}
         self._relay.send("open", **(request | change))
         return self.hear()
 
