@@ -199,7 +199,8 @@ class Regime:
 
     def arranged(self, purpose: str, values: int) -> Arranged | None:
         """How so many values are protected; None: there is nothing that noise is added to."""
-        if not self.adds_noise or not values or purpose not in (TRAIN, STATISTICS):
+        charged = purpose == TRAIN or (purpose == STATISTICS and self.privacy.statistics is not None)
+        if not (self.adds_noise and charged and values > 0):
             return None
         return _arranged(self.privacy, self.plan, values, self.schedule.training, self.quorum, purpose)
 

@@ -241,11 +241,11 @@ class Openings:
             if self._regime.adds_noise and (self._charged != (round_, whole) or place.stop > whole):
                 raise OpeningFailed
             return
-        arranged = self._regime.of_length(self._rules.schedule.purpose(round_), whole)
-        if arranged is None:
+        if not self._regime.adds_noise:
             return
-        if place.stop > whole:
-            raise OpeningFailed
+        arranged = self._regime.of_length(self._rules.schedule.purpose(round_), whole)
+        if arranged is None or place.stop > whole:
+            raise OpeningFailed  # nothing leaves this room uncharged
         arranged.check(listed)
         self._account.spend(*arranged.releases)
         self._ledger.append(**self._account.entry(round_, listed, arranged.releases))

@@ -330,8 +330,11 @@ class KeyHolder(Feeder):
         self._advance()
 
     def on_refused(self, event: ev.OpeningRefused) -> None:
-        private = "the opening was refused" if event.reason else "the opening was refused; the key is retired"
-        self._fail(event.reason or "failed", final=True, private=private)
+        if event.reason:  # nothing more can be opened in this study, and everyone may know why
+            self.is_finished = True
+            self._fail(event.reason)
+        else:
+            self._fail("failed", final=True, private="the opening was refused; the key is retired")
 
     def _close(self, round_: Round) -> None:
         complete = round_.next == round_.segments

@@ -35,7 +35,8 @@ class Schedule:
             return STATISTICS
         if self.evaluated(number) != self.evaluated(number - 1):
             return EVALUATE
-        return TRAIN if self.trained(number) != self.trained(number - 1) else ENERGIES
+        is_first = self.energies and number <= self.last and self.trained(number) == self.trained(number - 1)
+        return ENERGIES if is_first else TRAIN
 
     def evaluated(self, number: int) -> int:
         """How many rounds of evaluation there are up to this one."""

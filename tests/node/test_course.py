@@ -41,7 +41,7 @@ def regime(mask: dict[str, Any] | None = None, privacy: dict[str, Any] | None = 
 
 
 class Leaning(Task):
-    """An update that moves everything by a little, and its first tenth by more, so that a mask has something to find."""
+    """An update that moves everything by a little, and its first tenth by more: masks have something to find."""
 
     examples, parameters = 1, SIZE
 
