@@ -14,10 +14,10 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.random  # else each enclave would import it
@@ -47,6 +47,9 @@ from node.tasks.base import Setup, Task, TrainingRound
 from node.tasks.loader import BUILTIN, load_task
 from node.telemetry import Stopwatch
 
+if TYPE_CHECKING:
+    from node.privacy.record import RecordLevel
+
 WARM = {
     "image": ("torch", "torch._dynamo", "sklearn.metrics", "node.tasks.networks"),
     "synthetic": (),
@@ -56,6 +59,8 @@ WARM = {
 }
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
 
+
+WARM_FOR_RECORDS = ("node.privacy.record", "opacus")
 
 INITIAL_PIECE = 1 << 16
 """Values of the first model in one message to the relay."""
@@ -119,7 +124,7 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
     """
     name_process(f"template {settings.party}")
     adopt_orphans()
-    warm_up(settings.task)
+    warm_up(settings.task, WARM_FOR_RECORDS if settings.study.privacy.mode == "record" else ())
     with contextlib.suppress(WardtreeError, OSError):  # an enclave that needs the key will say what is wrong with it
         prepare_plan(settings.plan, None if settings.is_key_holder else (settings.home / PUBLIC_KEY).read_bytes())
     policy.before_forks()
@@ -173,10 +178,10 @@ def is_heavy(task: str) -> bool:
     return bool(WARM.get(task, WARM_FOR_OTHERS))
 
 
-def warm_up(task: str) -> None:
-    """Import what a task needs, before the fork of whoever works with it: no data is read, nothing is run."""
+def warm_up(task: str, more: Sequence[str] = ()) -> None:
+    """Import what a task needs, and ``more``, before the fork of whoever works with it: nothing is read nor run."""
     with contextlib.suppress(ImportError):
-        for module in WARM.get(task, WARM_FOR_OTHERS):
+        for module in (*WARM.get(task, WARM_FOR_OTHERS), *more):
             importlib.import_module(module)
     if task in BUILTIN:  # a hospital's own module is imported in the enclave only
         importlib.import_module(BUILTIN[task].partition(":")[0])
@@ -270,12 +275,17 @@ def contribute(
     trained = study.schedule.trained(job["round"]) + (purpose == ENERGIES)
     rate = study.optimisation.rates.rate(trained, study.rounds)
     of_task, residual = split(carried)
-    round_ = TrainingRound(trained, study.rounds, model.statistics, model.parties, rate, of_task)
+    private = private_training(job, settings)
+    round_ = TrainingRound(trained, study.rounds, model.statistics, model.parties, rate, of_task, private)
     recipe = recipe_for(task, purpose, settings)
     terms = terms_for(task, job, recipe)
     waiting = waiting_for(task, job, residual, settings)
     integers = update.contribution(task, purpose, model, round_, recipe, settings.share, terms, waiting)
     seconds = watch.seconds
+    if private:
+        if not private.was_used:
+            raise update.UpdateError("the task trained without round.private, and so without privacy")
+        relay.send("spent", entry=private.entry(job["round"]))
     if purpose == TRAIN:
         for piece in seal(carry_key, join(task.carry(), waiting.to_bytes())):
             relay.send("carried", piece=piece)
@@ -313,6 +323,15 @@ def terms_for(task: Task, job: dict[str, Any], recipe: update.Recipe) -> Terms:
     """What the relay found of this round, for the task's own lengths."""
     values = recipe.statistics.length if recipe.statistics else task.parameters
     return recipe.regime.told(job["purpose"], task.parameters, values, job)
+
+
+def private_training(job: dict[str, Any], settings: EnclaveSettings) -> RecordLevel | None:
+    """What the task must train with, where the study asks for record-level privacy."""
+    if settings.study.privacy.mode != "record" or job["purpose"] != TRAIN:
+        return None
+    from node.privacy.record import RecordLevel
+
+    return RecordLevel(settings.study.privacy, settings.study.rounds, job["account"].encode())
 
 
 def waiting_for(task: Task, job: dict[str, Any], residual: bytes | None, settings: EnclaveSettings) -> update.Waiting:

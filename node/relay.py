@@ -101,6 +101,7 @@ class Relay:
         self.ledger = Ledger(home.ledger, self.identity.sign)
         self.keeper = ModelKeeper(home, options, telemetry)
         self.carried = Carried()
+        self.account = ""  # of our own training, with record-level privacy
         self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.placement, home.rules)
         self.refused = Refusals(self._tell_refused)
         self.neighbours = Neighbours(home, self.identity, self.refused)
@@ -235,6 +236,8 @@ class Relay:
                 self._get_ready(message)
             case "carried":
                 self.carried.take(message["piece"])
+            case "spent":
+                self._spend(message["entry"])
             case "trained":
                 self._stage_time("train", message["seconds"])
                 if message["fingerprints"] is not None:
@@ -255,6 +258,7 @@ class Relay:
         """Our data and first model are there: go on from what our ledger says that we did before."""
         self.keeper.prepared(message)
         past = history_of(self.ledger, self.home, self.neighbours.codec, self.keeper.digest)
+        self.account = past.account
         chain, resumed = self.keeper.resume(past.chain)
         self.telemetry.tell("ready", parameters=self.keeper.model.parameters.size, examples=message["examples"])
         if resumed and resumed.applied:
@@ -362,7 +366,7 @@ class Relay:
         )
         carried, seed = self.carried.pieces, self.keeper.check_seed(round_)
         terms = self.keeper.terms(purpose)
-        job = round_job(self.keeper.model, terms, round_, purpose, seed, canary_key, self.carried.applied)
+        job = round_job(self.keeper.model, terms, round_, purpose, seed, canary_key, self.carried.applied, self.account)
         self._start_enclave("round", model=self.keeper.shared.descriptor, carried=carried, **job)
         if self.keyroom:
             self.keyroom.begin()
@@ -409,6 +413,13 @@ class Relay:
         self.ledger.append(**entry)
         told = {key: entry[key] for key in ("unit", "round", "epsilon", "delta")}
         self.telemetry.tell("privacy", **told, budget=self.keeper.account.budget.epsilon, spent=self.keeper.is_spent)
+
+    def _spend(self, entry: dict[str, Any]) -> None:
+        """What our own training has cost our patients: on the disk before anything of it leaves."""
+        self.ledger.append(**entry)
+        self.account = entry["account"]
+        told = {key: entry[key] for key in ("unit", "round", "epsilon", "delta", "budget")}
+        self.telemetry.tell("privacy", **told, spent=False)
 
     def _tell_applied(self, round_: int, state: bytes, contributors: frozenset[str]) -> None:
         seconds = time.monotonic() - self.current.began if round_ == self.current.round else 0.0

@@ -241,12 +241,20 @@ class OwnKeyRoom:
 
 
 def round_job(
-    model: Model, terms: Terms, round_: int, purpose: str, check_seed: bytes | None, canary_key: bytes, applied: int
+    model: Model,
+    terms: Terms,
+    round_: int,
+    purpose: str,
+    check_seed: bytes | None,
+    canary_key: bytes,
+    applied: int = 0,
+    account: str = "",
 ) -> dict[str, Any]:
     """The fields of a round's job; ``enclave.model_from`` reads them. The parameters are shared memory."""
     return {
         **terms.job(),
         "applied": applied,
+        "account": account,
         "round": round_,
         "purpose": purpose,
         "statistics": None if model.statistics is None else model.statistics.astype("<f8").tobytes(),

@@ -21,7 +21,7 @@ from node.optimiser import Optimiser, RateSchedule, Server
 from node.privacy.settings import PrivacySettings, Surroundings, conflicts
 from node.protocol.schedule import Schedule
 from node.settings import Settings, printable, problems
-from node.tasks.base import EvaluationSpec, OptionsError
+from node.tasks.base import EvaluationSpec, OptionsError, Task
 from node.tasks.loader import BUILTIN, load_task_class
 from topology import Shape
 
@@ -259,10 +259,17 @@ def check_options(study: Study, source: str) -> None:
 
     Raises StudyError for wrong options, TaskError where the task cannot be loaded.
     """
+    task = load_task_class(study.task.class_name)
     try:
-        load_task_class(study.task.class_name).check_options(study.task.options)
+        task.check_options(study.task.options)
     except OptionsError as error:
         raise StudyError(_lines(source, [f"task.options.{line}" for line in error.problems])) from None
+    has_statistics = getattr(task, "has_statistics", Task.has_statistics)  # a task need not inherit
+    lines = study.conflicts(bool(has_statistics(study.task.options)))
+    if study.privacy.mode == "record" and not getattr(task, "trains_privately", False):
+        lines.append(f'privacy.mode: the task {study.task.class_name} cannot train with privacy.mode = "record"')
+    if lines:
+        raise StudyError(_lines(source, lines))
 
 
 def new_study_text() -> str:
