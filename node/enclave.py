@@ -60,7 +60,7 @@ WARM = {
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
 
 
-WARM_FOR_RECORDS = ("node.privacy.record", "opacus")
+WARM_FOR_RECORDS = ("torch._dynamo", "opacus", "node.privacy.record")
 
 INITIAL_PIECE = 1 << 16
 """Values of the first model in one message to the relay."""

@@ -50,6 +50,11 @@ class RecordLevel:
             "account": self.accountant.state().decode(),
         }
 
+    def _noise_so_far(self, sample_rate: float) -> float | None:
+        """What the first round found, which planned for all of them."""
+        last = self._before[-1] if self._before else None
+        return last.noise_multiplier if last and last.sample_rate == sample_rate else None
+
     def train(
         self,
         module: Any,
@@ -70,6 +75,6 @@ class RecordLevel:
         assert self._settings.clip is not None
         shape = Recipe(learning_rate, batch_size, epochs, self._settings.clip, 1.0)
         rate, steps = shape.sample_rate(len(y)), self._rounds * epochs * shape.batches(len(y))
-        noise = self._settings.noise_multiplier or noise_for(self._budget, rate, steps)
+        noise = self._settings.noise_multiplier or self._noise_so_far(rate) or noise_for(self._budget, rate, steps)
         recipe = Recipe(learning_rate, batch_size, epochs, self._settings.clip, noise, weight_decay=weight_decay)
         train(module, x, y, loss, recipe, self.accountant)

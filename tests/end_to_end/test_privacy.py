@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from opacus.accountants import PRVAccountant, RDPAccountant
 
 import node
+from node.ledger import read_entries
 from node.privacy.account import HospitalAccount, releases_of
+from node.privacy.accountant import ORDERS
 from node.privacy.arrange import budget
 from node.published import load_model
 from tests.end_to_end.commands import FULL, wardtree
@@ -139,6 +142,28 @@ def test_the_report_says_what_was_spent_of_which_budget(tmp_path: Path) -> None:
     assert report["privacy_spent"]["everyone"]["epsilon"] <= 3.4
     assert report["privacy_spent"]["everyone"]["unit"] == "hospital"
     assert "unit: hospital" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_epsilon_in_a_hospitals_ledger_is_that_of_opacus_own_accountants(tmp_path: Path) -> None:
+    """Record level: one account over all rounds, in each hospital's own ledger and nowhere else."""
+    study = HEART.replace("rounds = 10", "rounds = 2").replace(
+        "local_epochs = 5", 'local_epochs = 1\nscaling = "range"'
+    )
+    study += '\n[privacy]\nmode = "record"\nepsilon = 4.0\ndelta = 1e-4\nclip = 1.0\n'
+    report = run(tmp_path, study, "--data", STUDIES / "heart.data.toml")
+    for name, told in report["privacy_spent"].items():
+        entries = [line["entry"] for line in read_entries(tmp_path / "run" / "homes" / name / "ledger.jsonl")]
+        spent = [entry for entry in entries if entry["what"] == "privacy"]
+        assert [entry["round"] for entry in spent] == [1, 2]
+        assert {entry["unit"] for entry in spent} == {"record"}
+        history = [tuple(each) for each in json.loads(spent[-1]["account"])["history"]]
+        assert spent[-1]["steps"] == sum(steps for _, _, steps in history)
+        renyi, random_variables = RDPAccountant(), PRVAccountant()
+        renyi.history = random_variables.history = history
+        opacus = renyi.get_epsilon(delta=1e-4, alphas=list(ORDERS))
+        assert spent[-1]["epsilon"] == told["epsilon"] == pytest.approx(opacus, rel=1e-12)
+        assert random_variables.get_epsilon(delta=1e-4, eps_error=0.05) <= opacus + 0.05, "the tighter of two bounds"
+        assert 3.9 < spent[-1]["epsilon"] <= 4.0
 
 
 MASKS = {
