@@ -336,7 +336,15 @@ stop_after = 0         # evaluations without a gain after which the study ends; 
 allow_near_sets = false
 
 [privacy]
-mode = "none"
+mode = "none"          # or "record" (a patient is hidden), "hospital" (a hospital is): docs/privacy.md
+# epsilon = 8.0        # of the whole study
+# delta = 1e-5
+# clip = 1.0           # "record": of one patient's gradient; "hospital": of a hospital's update, an L2 norm
+# values = 100000      # "hospital": the most values that a round may sum; noise takes room in the key
+
+[compression]
+mask = "none"          # or "cyclic", "random", "top", "energy": which values of an update a round sends
+# density = 0.05       # the part of them; what is not sent waits for a later round (feedback = true)
 
 [deadlines]
 round_seconds = 120.0
