@@ -82,7 +82,7 @@ class Neighbours:
         self.transport = Transport(identity.curve_secret, peers, home.bind, refused, largest)
         self._second_since: float | None = None
         self.heard_at: float | None = None
-        self._told_time = 0.0
+        self._told_time = float("-inf")
 
     @property
     def traffic(self) -> Traffic:
@@ -206,13 +206,13 @@ class Neighbours:
 
     def _tell_time(self, peer: str, parts: list[bytes]) -> None:
         """Answer a party whose people run `wardtree check-network` while this node runs."""
-        now = time.time()
+        now = time.monotonic()
         asked = clock.read(parts, peer, self._me, self._manifest.signing_keys, verify)
         if asked is None or asked.is_answer:
             self._refused(peer, "a question for the time", "something else")
-        elif abs(now - self._told_time) >= CLOCK_SECONDS:
+        elif now - self._told_time >= CLOCK_SECONDS:
             self._told_time = now
-            answer = clock.Clock(True, self._greeting, self._me, peer, asked.nonce, round(1000 * now))
+            answer = clock.Clock(True, self._greeting, self._me, peer, asked.nonce, round(1000 * time.time()))
             self.transport.send(peer, answer.parts(self._sign))
 
     def _refuse_another_manifest(self, peer: str, wire: Wire) -> None:

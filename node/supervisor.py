@@ -106,8 +106,9 @@ def _make_files(home: Home, options: Options) -> None:
             os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         home.relay_folder.mkdir(0o700, exist_ok=True)
         status = home.relay_folder / STATUS
-        status.parent.mkdir(0o700, exist_ok=True)
         status.unlink(missing_ok=True)  # that of a life before this one
+        if options.status:
+            status.parent.mkdir(0o700, exist_ok=True)
         model = home.path / MODEL
         if not model.is_symlink():
             if model.exists():  # a copy of a home may have a file in the link's place
