@@ -11,9 +11,8 @@ import contextlib
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keys import segments
 from keys.canaries import round_key
@@ -40,12 +39,10 @@ from node.refusals import Refusals
 from node.rooms import OwnEnclave, OwnKeyRoom, RoomEndedError, RoomError, Template, round_job
 from node.sandbox import policy
 from node.sandbox.enter import narrow
+from node.spending import Spending
 from node.telemetry import Stopwatch, Telemetry
 from node.timers import Timers
 from node.wiping import ENCLAVE, KEYROOM, PREPARE, Wiping
-
-if TYPE_CHECKING:
-    from node.privacy.hospital import Release
 
 BEAT = "beat"
 """The one timer that is the relay's own and not the machine's."""
@@ -101,7 +98,7 @@ class Relay:
         self.ledger = Ledger(home.ledger, self.identity.sign)
         self.keeper = ModelKeeper(home, options, telemetry)
         self.carried = Carried()
-        self.account = ""  # of our own training, with record-level privacy
+        self.spending = Spending(self.ledger, telemetry)
         self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.placement, home.rules)
         self.refused = Refusals(self._tell_refused)
         self.neighbours = Neighbours(home, self.identity, self.refused)
@@ -237,7 +234,7 @@ class Relay:
             case "carried":
                 self.carried.take(message["piece"])
             case "spent":
-                self._spend(message["entry"])
+                self.spending.trained(message["entry"])
             case "trained":
                 self._stage_time("train", message["seconds"])
                 if message["fingerprints"] is not None:
@@ -258,7 +255,7 @@ class Relay:
         """Our data and first model are there: go on from what our ledger says that we did before."""
         self.keeper.prepared(message)
         past = history_of(self.ledger, self.home, self.neighbours.codec, self.keeper.digest)
-        self.account = past.account
+        self.spending.account = past.account
         chain, resumed = self.keeper.resume(past.chain)
         self.telemetry.tell("ready", parameters=self.keeper.model.parameters.size, examples=message["examples"])
         if resumed and resumed.applied:
@@ -366,7 +363,9 @@ class Relay:
         )
         carried, seed = self.carried.pieces, self.keeper.check_seed(round_)
         terms = self.keeper.terms(purpose)
-        job = round_job(self.keeper.model, terms, round_, purpose, seed, canary_key, self.carried.applied, self.account)
+        job = round_job(
+            self.keeper.model, terms, round_, purpose, seed, canary_key, self.carried.applied, self.spending.account
+        )
         self._start_enclave("round", model=self.keeper.shared.descriptor, carried=carried, **job)
         if self.keyroom:
             self.keyroom.begin()
@@ -395,8 +394,7 @@ class Relay:
             self._stop(f"round {command.round}: the model here differs from the key holder's after the same totals")
             return
         self._tell_applied(command.round, state, command.contributors)
-        if terms.releases:
-            self._charge(command.round, command.contributors, terms.releases)
+        self.spending.published(self.keeper, command.round, command.contributors, terms.releases)
         if command.purpose == TRAIN:
             applied = min(terms.length, command.segments * self.home.plan.values_per_segment)
             self.carried.settle(self.home.name in command.contributors, applied)
@@ -406,20 +404,6 @@ class Relay:
     def _state(self) -> tuple[bytes, int, bool, dict[str, int]]:
         """Our state as the machine knows it: digest, bytes, whether it ends the study, lengths of the next rounds."""
         return self.keeper.digest, self.keeper.size, self.keeper.finished, self.keeper.lengths
-
-    def _charge(self, round_: int, listed: frozenset[str], releases: Sequence[Release]) -> None:
-        """What was published goes into our ledger with what it cost, and what is spent with it."""
-        entry = self.keeper.account.entry(round_, listed, releases)
-        self.ledger.append(**entry)
-        told = {key: entry[key] for key in ("unit", "round", "epsilon", "delta")}
-        self.telemetry.tell("privacy", **told, budget=self.keeper.account.budget.epsilon, spent=self.keeper.is_spent)
-
-    def _spend(self, entry: dict[str, Any]) -> None:
-        """What our own training has cost our patients: on the disk before anything of it leaves."""
-        self.ledger.append(**entry)
-        self.account = entry["account"]
-        told = {key: entry[key] for key in ("unit", "round", "epsilon", "delta", "budget")}
-        self.telemetry.tell("privacy", **told, spent=False)
 
     def _tell_applied(self, round_: int, state: bytes, contributors: frozenset[str]) -> None:
         seconds = time.monotonic() - self.current.began if round_ == self.current.round else 0.0
