@@ -82,9 +82,9 @@ class EnclaveSettings:
     home: Path
     weights: Mapping[str, int]
     plan: Plan
-    quorum: int
     is_key_holder: bool
     posture: Posture
+    quorum: int = 2
 
     @property
     def task(self) -> str:

@@ -110,7 +110,7 @@ def _template(
     study: Study, data: Mapping[str, Any], readable: tuple[Path, ...], posture: Posture, home: Path
 ) -> Iterator[_Rooms]:
     rules = study.aggregation
-    settings = EnclaveSettings(PARTY, study, data, home, {PARTY: 1}, plan_for(study), rules.min_hidden, True, posture)
+    settings = EnclaveSettings(PARTY, study, data, home, {PARTY: 1}, plan_for(study), True, posture, rules.min_hidden)
     (control, theirs), (jobs, their_jobs) = socket.socketpair(), socket.socketpair()
     source = task_source(study.task.class_name)
 
