@@ -55,6 +55,8 @@ WARM = {
     "synthetic": (),
     "tabular": ("torch", "pandas", "sklearn.model_selection"),
     "node.tasks.heart_risk:HeartRiskTask": (),
+    "flare": ("torch", "torch._dynamo", "pandas", "sklearn.model_selection"),
+    "flower": ("torch", "torch._dynamo", "pandas", "sklearn.model_selection", "flwr.clientapp"),
     "node.tasks.image_experiment:ImageExperimentTask": ("torch", "torch._dynamo", "node.tasks.networks"),
 }
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")

@@ -142,9 +142,9 @@ def _shapes(study: Study, manifest: Manifest, parameters: int) -> Shapes:
         ExportError: the code is not the signed code, or its tensors are not as large as the model.
     """
     name = study.task.class_name
-    if task_digest(name) != manifest.task_digest:
+    if task_digest(name, study.task.options) != manifest.task_digest:
         raise ExportError(f"task {name}: its code here is not the code that all parties signed")
-    found = in_keyroom(_layout, name, dict(study.task.options), read=[task_source(name)])
+    found = in_keyroom(_layout, name, dict(study.task.options), read=[task_source(name, study.task.options)])
     if found is None:
         return {"parameters": (parameters,)}
     shapes = {str(tensor): tuple(shape) for tensor, shape in found}
@@ -155,7 +155,8 @@ def _shapes(study: Study, manifest: Manifest, parameters: int) -> Shapes:
 
 def _layout(name: str, options: Mapping[str, Any]) -> list[list[Any]] | None:
     layout = getattr(load_task_class(name), "layout", None)
-    return None if layout is None else [[tensor, list(shape)] for tensor, shape in layout(options).items()]
+    shapes = layout(options) if layout else None
+    return None if shapes is None else [[tensor, list(shape)] for tensor, shape in shapes.items()]
 
 
 def _closes(home: Path, manifest: Manifest, model: Model) -> Iterator[str]:

@@ -135,7 +135,7 @@ def propose(
         key_holder=key_holder,
         study=study_text,
         plan=plan_for(study).to_dict(),
-        task_digest=task_digest(study.task.class_name),
+        task_digest=task_digest(study.task.class_name, study.task.options),
         weights=weights_for(study, {card.name: card.examples for card in cards}),
         created=created,
         expires=expires,

@@ -125,7 +125,7 @@ class Home:
     @property
     def task_source(self) -> Path:
         """The file or the package that holds the task, and that all parties signed."""
-        return task_source(self.study.task.class_name)
+        return task_source(self.study.task.class_name, self.study.task.options)
 
     @property
     def digest(self) -> bytes:
@@ -194,7 +194,7 @@ def load_home(path: Path, now: datetime) -> Home:
     if hashlib.sha256(public_key).hexdigest() != manifest.public_key_digest:
         raise HomeError(f"{path / ceremony.PUBLIC_KEY}: not the public key whose digest all parties signed")
     study = parse_study(manifest.study, "the study in the manifest")
-    if task_digest(study.task.class_name) != manifest.task_digest:
+    if task_digest(study.task.class_name, study.task.options) != manifest.task_digest:
         raise HomeError(
             f"task {study.task.class_name}: its code here is not the code that all parties signed; "
             "install the version named in the ceremony, or start a new one"

@@ -9,7 +9,7 @@ from typing import Any
 from keys.manifest import Manifest
 from keys.words import in_lines
 from node.study import Study, parse_study
-from node.tasks.loader import BUILTIN
+from node.tasks.loader import BUILTIN, users_code
 
 
 def review(manifest: Manifest, previous: Manifest | None = None, own_base: str | None = None) -> str:
@@ -60,11 +60,14 @@ def _what(manifest: Manifest, study: Study) -> Iterator[str]:
     name, options = study.task.class_name, study.task.options
     origin = "comes with wardtree" if name in BUILTIN else "is not part of wardtree: read its code before you sign"
     yield f'Study "{study.name}", {study.rounds} rounds of training.'
+    code = users_code(name, options)
+    if code is not None:
+        origin = f"runs {code}, which is not part of wardtree: read its code before you sign"
     yield f"Task {name} ({origin}); the code that will touch the data has the digest"
     yield f"    {manifest.task_digest}"
     if name == "tabular":
         yield from _columns(options)
-    elif name not in BUILTIN:
+    elif name not in BUILTIN or code is not None:
         yield "    Which data it reads is for this code alone to say."
     yield f"Each value of an update is clipped to ±{study.aggregation.clip:g} and rounded to {_bits(study)}."
     yield "Nothing leaves a hospital but its encrypted update; everyone sees the sums, and the model."

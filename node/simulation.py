@@ -6,6 +6,7 @@ Here one process knows all passphrases, which only a simulation may.
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 import signal
 import socket
@@ -226,13 +227,14 @@ def _settings(data: Mapping[str, Any]) -> bytes:
 
     def written(value: Any) -> str:
         if isinstance(value, Mapping):
-            return "{ " + ", ".join(f'"{key}" = {written(item)}' for key, item in value.items()) + " }"
-        if isinstance(value, int | float):
-            return str(value).lower()
-        text = str(value).replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{text}"'
+            return "{ " + ", ".join(f"{written(key)} = {written(item)}" for key, item in value.items()) + " }"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(written, value)) + "]"
+        if isinstance(value, bool | str):  # as JSON has them, so has TOML
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return str(value)
 
-    lines = [f"{key} = {written(value)}" for key, value in data.items()]
+    lines = [f"{written(key)} = {written(value)}" for key, value in data.items()]
     return ("[data]\n" + "\n".join(lines) + "\n").encode()
 
 

@@ -22,7 +22,7 @@ from node.privacy.settings import PrivacySettings, Surroundings, conflicts
 from node.protocol.schedule import Schedule
 from node.settings import Settings, printable, problems
 from node.tasks.base import EvaluationSpec, OptionsError, Task
-from node.tasks.loader import BUILTIN, load_task_class
+from node.tasks.loader import BUILTIN, CODE, load_task_class
 from topology import Shape
 
 
@@ -44,8 +44,8 @@ class TaskChoice(Settings):
 
     class_name: str = Field(
         alias="class",
-        pattern=r"^(image|tabular|synthetic|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*)$",
-        description='"image", "tabular", "synthetic" or "module:Class"',
+        pattern=rf"^({'|'.join(BUILTIN)}|{CODE})$",
+        description=", ".join(f'"{name}"' for name in BUILTIN) + ' or "module:Class"',
     )
     options: dict[str, Any] = Field(default_factory=dict, description="a table")
 

@@ -112,7 +112,7 @@ def _template(
     rules = study.aggregation
     settings = EnclaveSettings(PARTY, study, data, home, {PARTY: 1}, plan_for(study), True, posture, rules.min_hidden)
     (control, theirs), (jobs, their_jobs) = socket.socketpair(), socket.socketpair()
-    source = task_source(study.task.class_name)
+    source = task_source(study.task.class_name, study.task.options)
 
     def run() -> None:
         control.close()

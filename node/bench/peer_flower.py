@@ -14,39 +14,39 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, RecordDict  # type: ignore[import-not-found]
-from flwr.client.mod import secaggplus_mod  # type: ignore[import-not-found]
-from flwr.common import (  # type: ignore[import-not-found]
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.client.mod import secaggplus_mod
+from flwr.common import (
     Code,
     FitRes,
     Status,
     ndarrays_to_parameters,
     parameters_to_ndarrays,
 )
-from flwr.common.secure_aggregation.secaggplus_constants import (  # type: ignore[import-not-found]
+from flwr.common.secure_aggregation.secaggplus_constants import (
     RECORD_KEY_CONFIGS,
     Key,
     Stage,
 )
-from flwr.compat.common import recorddict_compat as compat  # type: ignore[import-not-found]
-from flwr.server import LegacyContext, SimpleClientManager  # type: ignore[import-not-found]
-from flwr.server.compat.grid_client_proxy import GridClientProxy  # type: ignore[import-not-found]
-from flwr.server.strategy import FedAvg  # type: ignore[import-not-found]
-from flwr.server.workflow import SecAggPlusWorkflow  # type: ignore[import-not-found]
-from flwr.server.workflow.constant import (  # type: ignore[import-not-found]
+from flwr.compat.common import recorddict_compat as compat
+from flwr.server import LegacyContext, SimpleClientManager
+from flwr.server.compat.grid_client_proxy import GridClientProxy
+from flwr.server.strategy import FedAvg
+from flwr.server.workflow import SecAggPlusWorkflow
+from flwr.server.workflow.constant import (
     MAIN_CONFIGS_RECORD,
     MAIN_PARAMS_RECORD,
 )
 from flwr.server.workflow.constant import Key as WorkflowKey
-from flwr.supercore.inflatable.inflatable_object import (  # type: ignore[import-not-found]
+from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import (  # type: ignore[import-not-found]
+from flwr.supercore.inflatable.inflatable_utils import (
     inflate_object_from_contents,
 )
-from flwr.supercore.task_identity import TaskIdentity  # type: ignore[import-not-found]
+from flwr.supercore.task_identity import TaskIdentity
 
 from node.bench.common import Clock, arguments, make_update, print_result
 

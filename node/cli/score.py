@@ -206,7 +206,7 @@ def _readable(card: Mapping[str, object], data: Path) -> list[Path]:
     study = parse_study(str(card["study_toml"]), "the study in the card")
     read = [data.resolve()]
     with contextlib.suppress(WardtreeError):  # features as an array need no task
-        read.append(task_source(study.task.class_name))
+        read.append(task_source(study.task.class_name, study.task.options))
     return read
 
 

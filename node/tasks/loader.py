@@ -3,8 +3,11 @@
 import hashlib
 import importlib
 import sys
+from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from node.tasks.base import Setup, Task, TaskError
 
@@ -12,7 +15,17 @@ BUILTIN = {
     "image": "node.tasks.image:ImageTask",
     "tabular": "node.tasks.tabular:TabularTask",
     "synthetic": "node.tasks.synthetic:SyntheticTask",
+    "flower": "node.tasks.flower:FlowerTask",
+    "flare": "node.tasks.flare:FlareTask",
 }
+HOSTS = {"flower": "client", "flare": "script"}
+"""Built-in tasks that run code of the user's, and the option that names it, as ``module:name`` or ``module``."""
+
+MODULE = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+CODE = rf"{MODULE}:[A-Za-z_]\w*"
+"""A pattern for what names code of the user's."""
+
+_NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 _METHODS = ("check_options", "statistics_spec", "statistics", "initial", "train", "evaluate")
 
 
@@ -58,11 +71,13 @@ def load_task(name: str, setup: Setup) -> Task:
     return task
 
 
-def task_source(name: str) -> Path:
+def task_source(name: str, options: Mapping[str, Any] = _NO_OPTIONS) -> Path:
     """What holds a task's source: its module's file, or the folder of the top-level package that it lies in.
 
+    Of a built-in task that runs code of the user's (by its ``options``): where that code lies.
     Found without importing it. Raises TaskError where there is none.
     """
+    name = users_code(name, options) or name
     module, _ = _split(name)
     parts = module.split(".")
     spec = _spec(parts[0], None)
@@ -76,25 +91,37 @@ def task_source(name: str) -> Path:
     return Path(package or spec.origin or "")
 
 
-def task_digest(name: str) -> str:
+def task_digest(name: str, options: Mapping[str, Any] = _NO_OPTIONS) -> str:
     """SHA-256, in hex, of the source that a task consists of; found without importing it.
 
     For a built-in task: ``node/tasks`` and the modules that it reads data and options with. For a module that
     lies in a package: every .py file of that (top-level) package. Otherwise: the module's own file.
+    For a built-in task that runs code of the user's: both.
     """
-    source = task_source(name)
+    digest = hashlib.sha256()
+    for root, files in _sources(name, options):
+        for relative, file in sorted((file.relative_to(root).as_posix(), file) for file in files):
+            text = file.read_bytes()
+            digest.update(f"{relative}\0{len(text)}\0".encode() + text)
+    return digest.hexdigest()
+
+
+def _sources(name: str, options: Mapping[str, Any]) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder, and the files below it that count."""
     if name in BUILTIN:
         root = Path(__file__).parent.parent
-        files = [*(root / "tasks").rglob("*.py"), root / "data.py", root / "images.py", root / "settings.py"]
-    elif source.is_dir():
-        root, files = source, list(source.rglob("*.py"))
-    else:
-        root, files = source.parent, [source]
-    digest = hashlib.sha256()
-    for relative, file in sorted((file.relative_to(root).as_posix(), file) for file in files):
-        text = file.read_bytes()
-        digest.update(f"{relative}\0{len(text)}\0".encode() + text)
-    return digest.hexdigest()
+        yield root, [*(root / "tasks").rglob("*.py"), root / "data.py", root / "images.py", root / "settings.py"]
+    if name not in BUILTIN or name in HOSTS:
+        source = task_source(name, options)
+        yield (source, list(source.rglob("*.py"))) if source.is_dir() else (source.parent, [source])
+
+
+def users_code(name: str, options: Mapping[str, Any]) -> str | None:
+    """What a built-in task runs of the user's, as ``module:name``; None: nothing."""
+    if name not in HOSTS:
+        return None
+    code = str(options.get(HOSTS[name], ""))
+    return code if ":" in code else f"{code}:main"
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -34,6 +34,16 @@ def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (report["task"], report["models_identical"]) == ("stay_task:StayTask", True)
 
 
+def test_a_script_of_flares_client_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES), prepend=":")
+    options = ("--study", EXAMPLES / "flare.toml", "--data", EXAMPLES / "readmission" / "data.toml", "--json")
+    result = wardtree("local", *options, "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["task"], report["models_identical"]) == ("flare", True)
+    assert report["evaluations"][-1]["accuracy"] > 0.5
+
+
 def test_other_numbers_of_parties_share_the_rows(tmp_path: Path) -> None:
     result = wardtree("local", "--parties", 3, "--rounds", 1, "--out", tmp_path / "run")
     assert result.returncode == 0, result.stderr

@@ -57,6 +57,14 @@ def test_a_task_of_ones_own_is_to_be_read() -> None:
     assert "Columns that are read" not in text
 
 
+def test_a_client_that_a_built_in_task_runs_is_to_be_read() -> None:
+    table = '[study]\nname = "x"\nrounds = 1\nseed = 1\n[task]\nclass = "flower"\n'
+    table += 'options = { client = "app.client:make" }\n'
+    text = review(replace(FIRST, study=table))
+    assert "Task flower (runs app.client:make, which is not part of wardtree: read its code before you sign)" in text
+    assert "Which data it reads is for this code alone to say." in text
+
+
 def test_two_parties_are_told_plainly() -> None:
     pair = [OLD["ada"], OLD["bo"]]
     text = review(manifest(pair, study=HEART, allow_two_parties=True))

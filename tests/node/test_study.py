@@ -96,7 +96,8 @@ def test_every_problem_is_listed() -> None:
     assert problems_of(text) == [
         "study.toml: study.name: expected a name of 1 to 80 characters on one line, came nothing",
         "study.toml: study.rounds: expected a whole number from 1 to 10000, came 0",
-        'study.toml: task.class: expected "image", "tabular", "synthetic" or "module:Class", came "a b"',
+        'study.toml: task.class: expected "image", "tabular", "synthetic", "flower", "flare" or "module:Class", '
+        'came "a b"',
     ]
 
 

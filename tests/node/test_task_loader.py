@@ -10,7 +10,7 @@ import pytest
 
 from node.study import read_study
 from node.tasks.base import Evaluation, OptionsError, Setup, TaskError, TrainingRound
-from node.tasks.loader import load_task, load_task_class, task_digest
+from node.tasks.loader import load_task, load_task_class, task_digest, task_source
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 ROUND = TrainingRound(number=1, rounds=1, statistics=None, parties=3)
@@ -57,8 +57,8 @@ def test_synthetic_and_studies_need_neither_torch_nor_pandas() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tabula", 'task: expected image, tabular, synthetic or "module:Class", came "tabula"'),
-        ("a-b:C", 'task: expected image, tabular, synthetic or "module:Class", came "a-b:C"'),
+        ("tabula", 'task: expected image, tabular, synthetic, flower, flare or "module:Class", came "tabula"'),
+        ("a-b:C", 'task: expected image, tabular, synthetic, flower, flare or "module:Class", came "a-b:C"'),
         ("no_such:C", "task no_such:C: expected a Python module no_such, none is installed or on PYTHONPATH"),
         ("node.no:C", "task node.no:C: expected a Python module node.no, none is installed or on PYTHONPATH"),
         ("node.study.x:C", "task node.study.x:C: expected a Python module node.study.x, none is installed or on "
@@ -126,6 +126,27 @@ def test_the_digest_follows_the_source_and_runs_nothing(tmp_path: Path, monkeypa
     assert task_digest("spaced.task:A") != task_digest("alone:A")
     (tmp_path / "alone.py").write_text("class A: ... # changed")
     assert task_digest("alone:A") != digests[1]
+
+
+def test_code_that_a_built_in_task_runs_counts_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "app").mkdir()
+    for name in ("__init__", "client", "task"):
+        (tmp_path / "app" / f"{name}.py").write_text("raise SystemExit('this must not run')")
+    (tmp_path / "alone.py").write_text("raise SystemExit('this must not run')")
+    options = {"client": "app.client:client_fn"}
+    assert task_source("flower", options) == tmp_path / "app"
+    assert task_source("flower", {"client": "alone:Client"}) == tmp_path / "alone.py"
+    digests = {
+        task_digest("flower", options),
+        task_digest("flower", {"client": "alone:Client"}),
+        task_digest("tabular"),
+    }
+    assert len(digests) == 3
+    (tmp_path / "app" / "task.py").write_text("# what the client imports from its own package counts")
+    assert task_digest("flower", options) not in digests
+    with pytest.raises(TaskError, match="expected a Python module absent, none is installed"):
+        task_digest("flower", {"client": "absent:client_fn"})
 
 
 def test_the_documented_task_learns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""quickstart-messages: A Flower / sklearn app."""

@@ -1,0 +1,1 @@
+"""quickstart-numpyclient: A Flower / sklearn app."""
