@@ -130,9 +130,9 @@ class Manifest:
     @property
     def quorum(self) -> int:
         """Among how many others a published set must hide each party: ``min_hidden``; 1 only for two members who
-        both signed that they want an experiment in which each learns the other's update."""
-        agreed = len(self.cards) == 2 and self.allow_two_parties and TWO_PARTIES in self.debug
-        return 1 if agreed else self.min_hidden
+        both signed that each learns the other's update: one with noise of its own, or in an experiment. (Which of them
+        it is, the study says, and the node checks.)"""
+        return 1 if len(self.cards) == 2 and self.allow_two_parties else self.min_hidden
 
     @property
     def signing_keys(self) -> dict[str, bytes]:

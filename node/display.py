@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from node.protocol.messages import EVALUATE, STATISTICS
+from node.protocol.messages import ENERGIES, EVALUATE, STATISTICS
 from node.protocol.schedule import Schedule
 from node.record import Record
 from node.report import APEX, INNER_NODE, KEY_HOLDER, LEAF, LISTED_NODES, human_bytes
@@ -113,7 +113,8 @@ class LiveView:
     def _what(self, number: int) -> str:
         trained = f"round {self._schedule.trained(number)} of {self._schedule.training}"
         purpose = self._schedule.purpose(number)
-        return {STATISTICS: "statistics", EVALUATE: f"evaluation after {trained}"}.get(purpose, trained)
+        told = {STATISTICS: "statistics", EVALUATE: f"evaluation after {trained}", ENERGIES: f"norms after {trained}"}
+        return told.get(purpose, trained)
 
     # ---- the table --------------------------------------------------------------------------------------
 

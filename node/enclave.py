@@ -14,10 +14,10 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.random  # else each enclave would import it
@@ -28,11 +28,12 @@ from keys.ckks import prepare as prepare_plan
 from keys.errors import WardtreeError
 from keys.plan import Plan
 from node import update
-from node.carry import seal, unseal
+from node.carry import join, seal, split, unseal
 from node.channel import Channel, ChannelClosedError
+from node.course import Regime, Terms
 from node.evaluation import fields_of
 from node.process import adopt_orphans, describe, name_process, see_end, spawn
-from node.protocol.messages import EVALUATE, IDLE, STATISTICS, TRAIN
+from node.protocol.messages import ENERGIES, EVALUATE, IDLE, STATISTICS, TRAIN
 from node.protocol.posture import Posture
 from node.rooms import ANSWER, ENDED, STARTED
 from node.sandbox import policy
@@ -45,6 +46,9 @@ from node.sumcheck import fingerprints
 from node.tasks.base import Setup, Task, TrainingRound
 from node.tasks.loader import BUILTIN, load_task
 from node.telemetry import Stopwatch
+
+if TYPE_CHECKING:
+    from node.privacy.record import RecordLevel
 
 WARM = {
     "image": ("torch", "torch._dynamo", "sklearn.metrics", "node.tasks.networks"),
@@ -66,6 +70,8 @@ WARM = {
 }
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
 
+
+WARM_FOR_RECORDS = ("torch._dynamo", "opacus", "node.privacy.record")
 
 INITIAL_PIECE = 1 << 16
 """Values of the first model in one message to the relay."""
@@ -89,6 +95,7 @@ class EnclaveSettings:
     plan: Plan
     is_key_holder: bool
     posture: Posture
+    quorum: int = 2
 
     @property
     def task(self) -> str:
@@ -98,6 +105,10 @@ class EnclaveSettings:
     def share(self) -> float:
         """This party's public weight over the largest one."""
         return self.weights[self.party] / max(self.weights.values())
+
+    @property
+    def regime(self) -> Regime:
+        return Regime.of(self.study, self.plan, self.quorum)
 
 
 def reseed() -> None:
@@ -124,7 +135,7 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
     """
     name_process(f"template {settings.party}")
     adopt_orphans()
-    warm_up(settings.task)
+    warm_up(settings.task, WARM_FOR_RECORDS if settings.study.privacy.mode == "record" else ())
     with contextlib.suppress(WardtreeError, OSError):  # an enclave that needs the key will say what is wrong with it
         prepare_plan(settings.plan, None if settings.is_key_holder else (settings.home / PUBLIC_KEY).read_bytes())
     policy.before_forks()
@@ -178,10 +189,10 @@ def is_heavy(task: str) -> bool:
     return bool(WARM.get(task, WARM_FOR_OTHERS))
 
 
-def warm_up(task: str) -> None:
-    """Import what a task needs, before the fork of whoever works with it: no data is read, nothing is run."""
+def warm_up(task: str, more: Sequence[str] = ()) -> None:
+    """Import what a task needs, and ``more``, before the fork of whoever works with it: nothing is read nor run."""
     with contextlib.suppress(ImportError):
-        for module in WARM.get(task, WARM_FOR_OTHERS):
+        for module in (*WARM.get(task, WARM_FOR_OTHERS), *more):
             importlib.import_module(module)
     if task in BUILTIN:  # a hospital's own module is imported in the enclave only
         importlib.import_module(BUILTIN[task].partition(":")[0])
@@ -271,15 +282,23 @@ def contribute(
     """Train or count, quantise, and hand over: encrypted segments to the relay, or, at the key holder, integers to
     the key room."""
     watch = Stopwatch()
-    model, study = model_from(job), settings.study
-    trained = study.schedule.trained(job["round"])
+    model, study, purpose = model_from(job), settings.study, job["purpose"]
+    trained = study.schedule.trained(job["round"]) + (purpose == ENERGIES)
     rate = study.optimisation.rates.rate(trained, study.rounds)
-    round_ = TrainingRound(trained, study.rounds, model.statistics, model.parties, rate, carried)
-    recipe = recipe_for(task, job["purpose"], settings)
-    integers = update.contribution(task, job["purpose"], model, round_, recipe, settings.share)
+    of_task, residual = split(carried)
+    private = private_training(job, settings)
+    round_ = TrainingRound(trained, study.rounds, model.statistics, model.parties, rate, of_task, private)
+    recipe = recipe_for(task, purpose, settings)
+    terms = terms_for(task, job, recipe)
+    waiting = waiting_for(task, job, residual, settings)
+    integers = update.contribution(task, purpose, model, round_, recipe, settings.share, terms, waiting)
     seconds = watch.seconds
-    if job["purpose"] == TRAIN and (left := task.carry()):
-        for piece in seal(carry_key, left):
+    if private:
+        if not private.was_used:
+            raise update.UpdateError("the task trained without round.private, and so without privacy")
+        relay.send("spent", entry=private.entry(job["round"]))
+    if purpose == TRAIN:
+        for piece in seal(carry_key, join(task.carry(), waiting.to_bytes())):
             relay.send("carried", piece=piece)
     segments = settings.plan.segments(integers.size)
     check = None if job["check_seed"] is None else fingerprints(job["check_seed"], integers, segments)
@@ -303,7 +322,7 @@ def contribute(
 
 def recipe_for(task: Task, purpose: str, settings: EnclaveSettings) -> update.Recipe:
     """The study's recipe, with what the task says of the sums of this round."""
-    recipe = update.Recipe(settings.plan, settings.study.aggregation.clip, settings.weights)
+    recipe = update.Recipe(settings.plan, settings.study.aggregation.clip, settings.weights, regime=settings.regime)
     if purpose == STATISTICS:
         return replace(recipe, statistics=task.statistics_spec())
     if purpose == EVALUATE:
@@ -311,11 +330,37 @@ def recipe_for(task: Task, purpose: str, settings: EnclaveSettings) -> update.Re
     return recipe
 
 
+def terms_for(task: Task, job: dict[str, Any], recipe: update.Recipe) -> Terms:
+    """What the relay found of this round, for the task's own lengths."""
+    values = recipe.statistics.length if recipe.statistics else task.parameters
+    return recipe.regime.told(job["purpose"], task.parameters, values, job)
+
+
+def private_training(job: dict[str, Any], settings: EnclaveSettings) -> RecordLevel | None:
+    """What the task must train with, where the study asks for record-level privacy."""
+    if settings.study.privacy.mode != "record" or job["purpose"] != TRAIN:
+        return None
+    from node.privacy.record import RecordLevel
+
+    return RecordLevel(settings.study.privacy, settings.study.rounds, job["account"].encode())
+
+
+def waiting_for(task: Task, job: dict[str, Any], residual: bytes | None, settings: EnclaveSettings) -> update.Waiting:
+    """What waits to be sent since earlier rounds, where the study has a mask and keeps what it leaves out."""
+    compression = settings.study.compression
+    if not (compression.is_sparse and compression.feedback):
+        return update.Waiting()
+    from node.compression.feedback import Feedback
+
+    feedback = Feedback.from_bytes(residual, task.parameters) if residual else Feedback.start(task.parameters)
+    return update.Waiting(feedback, job["applied"])
+
+
 def start_sealers(job: dict[str, Any], settings: EnclaveSettings) -> Sealers | None:
     """Processes that make zeros while this one trains: where the update is large, and there are cores for it."""
     if job["kind"] != "round" or job["purpose"] != TRAIN or settings.is_key_holder:
         return None
-    length = job["model"].size
+    length = job["length"]
     threads = os.environ.get("OMP_NUM_THREADS", "")
     cores = int(threads) if threads.isdecimal() else len(os.sched_getaffinity(0))  # what one node may take of them
     spare = min(cores - 1, MAX_SEALERS)

@@ -14,7 +14,9 @@ from keys.identity import Card
 from keys.manifest import Manifest
 from keys.plan import Plan
 from keys.planner import choose
+from node.course import Regime
 from node.home import BASE, MODEL
+from node.protocol.messages import STATISTICS, TRAIN
 from node.study import Study, check_options
 from node.tasks.loader import task_digest
 from topology import Member, check_placeable
@@ -25,14 +27,32 @@ class FederationError(WardtreeError):
 
 
 def plan_for(study: Study) -> Plan:
-    """The CKKS plan of a study. Its key is made before any task is loaded, so for updates of any length.
+    """The CKKS plan of a study. Its key is made before any task is loaded, so for updates of any length, but for the
+    noise of hospital-level privacy: this takes room that grows with the length, and is planned for ``privacy.values``.
 
     Raises:
-        PlanError: no plan is exact for so many parties and bits.
+        PlanError: no plan is exact for so many parties and bits, and so much noise.
+        PrivacyError: the noise cannot be had.
     """
     rules = study.aggregation
     plan = choose(rules.max_parties, rules.value_bits)
+    if study.privacy.mode == "hospital":
+        plan = choose(rules.max_parties, rules.value_bits, max_noise=_noise_room(study, plan))
     return plan if rules.segment_ciphertexts is None else replace(plan, segment_ciphertexts=rules.segment_ciphertexts)
+
+
+def _noise_room(study: Study, plan: Plan) -> int:
+    """What the noise of a total does not pass, in integers, for as many parties and values as the study allows."""
+    rules, values, rooms = study.aggregation, study.privacy.values, []
+    quorums = [(rules.min_hidden, rules.max_parties)]
+    if rules.allow_two_parties or study.debug.two_parties:
+        quorums.append((1, 2))
+    for quorum, parties in quorums:
+        regime = Regime.of(study, plan, quorum)
+        rooms += [each.room(parties) for each in (regime.arranged(TRAIN, values),) if each]
+        if study.privacy.statistics:
+            rooms += [each.room(parties) for each in (regime.arranged(STATISTICS, values),) if each]
+    return max(rooms)
 
 
 def check_size(study: Study, count: int) -> None:
@@ -44,12 +64,13 @@ def check_size(study: Study, count: int) -> None:
     rules = study.aggregation
     if count > rules.max_parties:
         raise FederationError(f"{count} parties: aggregation.max_parties allows {rules.max_parties}")
-    if count == 2 and study.debug.two_parties:
+    own_noise = rules.allow_two_parties and study.privacy.is_private
+    if count == 2 and (study.debug.two_parties or own_noise):
         return
     if count < 3:
         raise FederationError(
             f"{count} parties: at least 3 are needed. With two each learns the other's update by subtraction, "
-            "unless aggregation.allow_two_parties and a local DP mode are on, and this version has none"
+            "unless aggregation.allow_two_parties and [privacy] are on"
         )
     if count - 1 < rules.min_hidden:
         raise FederationError(

@@ -16,12 +16,14 @@ from node.protocol.messages import EVALUATE, Close
 class History:
     """The closed rounds that lead from the first state to the last that is known; the last round that we trained in
     or opened, or left out as the key holder, and the last that left us as the apex (-1: none).
-    ``evaluated``: the sets of the evaluations that were opened here."""
+    ``evaluated``: the sets of the evaluations that were opened here. ``account``: what this hospital's own training has
+    spent, with record-level privacy; the versions of a study have one account."""
 
     chain: tuple[ev.Published, ...]
     last_round: int
     last_forwarded: int
     evaluated: tuple[frozenset[str], ...] = ()
+    account: str = ""
 
 
 def history_of(ledger: Ledger, home: Home, codec: Codec, first: bytes) -> History:
@@ -42,7 +44,9 @@ def history_of(ledger: Ledger, home: Home, codec: Codec, first: bytes) -> Histor
     purpose = home.study.schedule.purpose
     opened = [entry for entry in entries if entry["what"] == "opening" and purpose(entry["round"]) == EVALUATE]
     evaluated = tuple(frozenset(entry["contributors"]) for entry in opened)
-    return History(tuple(chain), took_part, max(rounds["forwarded"]), evaluated)
+    study = entries if home.manifest.version == 1 else ledger.entries
+    accounts = [entry["account"] for entry in study if entry["what"] == "privacy" and entry["unit"] == "record"]
+    return History(tuple(chain), took_part, max(rounds["forwarded"]), evaluated, (accounts or [""])[-1])
 
 
 def _under(manifest: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 from keys import ceremony, transcript
 from keys.errors import WardtreeError
 from keys.identity import Card
-from keys.manifest import Manifest
+from keys.manifest import TWO_PARTIES, Manifest
 from keys.plan import Plan
 from keys.vault import read_bounded
 from node.protocol.party import Rules
@@ -198,6 +198,12 @@ def load_home(path: Path, now: datetime) -> Home:
         raise HomeError(
             f"task {study.task.class_name}: its code here is not the code that all parties signed; "
             "install the version named in the ceremony, or start a new one"
+        )
+    experiment = TWO_PARTIES in manifest.debug
+    if len(manifest.cards) == 2 and not (experiment or (manifest.allow_two_parties and study.privacy.is_private)):
+        raise HomeError(
+            f"{path}: of two members each learns the other's update: expected [privacy] and allow_two_parties in the "
+            "study, came neither noise nor an experiment that both signed"
         )
     secret_key = path / ceremony.secret_key_file(manifest.public_key_digest)
     if card.name == manifest.key_holder and not secret_key.is_file():

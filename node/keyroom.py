@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,8 +28,11 @@ from keys.packing import Integers
 from keys.plan import Plan
 from keys.vault import KdfCost, open_file, refuse_existing, seal_file, write_public
 from node.channel import Channel, ChannelClosedError
+from node.continuation import base_model
+from node.course import Regime
 from node.home import Home
 from node.ledger import Ledger
+from node.privacy.budget import BudgetError, PrivacyError
 from node.process import name_process, reap, see_end, spawn
 from node.protocol.messages import EVALUATE
 from node.sandbox import policy
@@ -38,6 +41,9 @@ from node.sandbox.machine import detect
 from node.telemetry import Stopwatch
 from node.update import open_total
 from topology import quorum_met, tells_apart
+
+if TYPE_CHECKING:
+    from node.privacy.account import HospitalAccount
 
 OWN_SECONDS = 60.0
 
@@ -155,6 +161,10 @@ def _serve_round(
             relay.send("own lost", **place)
         except OpeningFailed:
             relay.send("refused", **place)
+        except BudgetError:
+            relay.send("withheld", **place, reason="privacy budget: nothing was opened")
+        except PrivacyError:
+            relay.send("withheld", **place, reason="too few shares of noise: nothing was opened")
         except WardtreeError as error:
             relay.send("error", text=str(error))
             raise
@@ -183,6 +193,23 @@ class Openings:
         # A process before us may have gone further in its last round than the disk knows: that round is used up.
         self._last = (max(places)[0], math.inf) if places else (-1, 0)
         self._retired = any(entry["what"] == "retired" for entry in self._ledger.entries)
+        self._regime = Regime.of(home.study, home.plan, home.manifest.quorum)
+        self._charged = (-1, 0)
+        """The round that was charged last by this process, and how many integers it may open."""
+        if self._regime.adds_noise:
+            self._account = self._spent()
+
+    def _spent(self) -> HospitalAccount:
+        """The account of all that this key opened, and of what the model that this version goes on from has cost."""
+        from node.privacy.account import releases_of
+
+        base = base_model(self._home)
+        account = self._regime.account(base.course if base else self._regime.begin())
+        begins = base.round if base else -1
+        for entry in self._ledger.entries:
+            if entry.get("round", -1) > begins:
+                account.charge(*releases_of(entry))
+        return account
 
     def allows(self, round_: int, segment: int, listed: frozenset[str]) -> bool:
         """Whether this key may open this segment of this round over this set."""
@@ -197,6 +224,32 @@ class Openings:
     def _tells_apart(self, round_: int, listed: frozenset[str]) -> bool:
         earlier = [names for number, names in self._evaluated if number != round_]
         return tells_apart(listed, earlier, self._rules.min_hidden)
+
+    def charge(self, round_: int, listed: frozenset[str], place: slice, whole: int) -> None:
+        """What a round will have published costs, all at once, before its first segment is opened: it is on the disk
+        then, and stays charged whatever becomes of the round.
+
+        Args:
+            place: of this segment among the ``whole`` integers that each party sent.
+
+        Raises:
+            PrivacyError: fewer shares of noise are in this set than are guaranteed.
+            BudgetError: it would pass the budget.
+            OpeningFailed: the segment is none of those that were charged.
+        """
+        if place.start:
+            if self._regime.adds_noise and (self._charged != (round_, whole) or place.stop > whole):
+                raise OpeningFailed
+            return
+        if not self._regime.adds_noise:
+            return
+        arranged = self._regime.of_length(self._rules.schedule.purpose(round_), whole)
+        if arranged is None or place.stop > whole:
+            raise OpeningFailed  # nothing leaves this room uncharged
+        arranged.check(listed)
+        self._account.spend(*arranged.releases)
+        self._ledger.append(**self._account.entry(round_, listed, arranged.releases))
+        self._charged = (round_, whole)
 
     def record(self, round_: int, segment: int, listed: frozenset[str], ciphertexts: bytes) -> None:
         """To be done before the opening: its round is on the disk then, and can never be opened again."""
@@ -218,9 +271,10 @@ def _open(
     enclave: Channel,
     request: dict[str, Any],
 ) -> bytes:
-    """Check the right to open, write it down, open.
+    """Check the right to open, charge what it costs, write it down, open.
 
     Raises:
+        BudgetError, PrivacyError: it would cost more privacy than is left, or promised.
         OpeningFailed: no right, or a check failed. The first failed check retires the key for good.
         ChannelClosedError: our own enclave's integers did not come.
     """
@@ -229,6 +283,8 @@ def _open(
     listed = frozenset(others) | ({request["own"]} if own is not None else frozenset())
     if not openings.allows(round_, segment, listed):
         raise OpeningFailed
+    start = segment * opener.plan.values_per_segment
+    openings.charge(round_, listed, slice(start, start + length), request["whole"])
     openings.record(round_, segment, listed, request["ciphertexts"])
     try:
         keys = [canary_key(name, round_, request["base"]) for name in others]

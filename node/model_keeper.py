@@ -6,16 +6,17 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from node import update
 from node.continuation import base_model
+from node.course import Regime, Terms
 from node.evaluation import spec_from
 from node.home import BASE, BEST, MODEL, OPENED, Home, HomeError, Options
 from node.protocol import events as ev
-from node.protocol.messages import EVALUATE, STATISTICS, TRAIN
+from node.protocol.messages import ENERGIES, EVALUATE, STATISTICS, TRAIN
 from node.published import (
     OpenedTotals,
     PublishedError,
@@ -31,6 +32,9 @@ from node.sumcheck import fingerprints
 from node.tasks.base import StatisticsSpec
 from node.telemetry import Telemetry
 
+if TYPE_CHECKING:
+    from node.privacy.account import HospitalAccount
+
 SAVE_SECONDS = 5.0
 """A node that is not the key holder saves its model no more often."""
 
@@ -41,7 +45,12 @@ class ModelKeeper:
     def __init__(self, home: Home, options: Options, telemetry: Telemetry) -> None:
         self._home, self._options, self._telemetry = home, options, telemetry
         rules = home.study.aggregation
-        self._recipe = update.Recipe(home.plan, rules.clip, home.manifest.weights, home.study.optimisation.optimiser)
+        self.regime = Regime.of(home.study, home.plan, home.manifest.quorum, home.digest)
+        self._recipe = update.Recipe(
+            home.plan, rules.clip, home.manifest.weights, home.study.optimisation.optimiser, regime=self.regime
+        )
+        self._digest: bytes | None = None
+        self._terms: dict[str, Terms] = {}
         self._selection = home.study.evaluation.selection(())
         self._staged: list[bytes] = []
         self._opened = OpenedTotals(home.relay_folder / OPENED) if home.is_key_holder else None
@@ -53,7 +62,9 @@ class ModelKeeper:
 
     @property
     def digest(self) -> bytes:
-        return self.model.digest(self._home.digest)
+        if self._digest is None:
+            self._digest = self.model.digest(self._home.digest)
+        return self._digest
 
     @property
     def size(self) -> int:
@@ -63,8 +74,10 @@ class ModelKeeper:
     def largest(self) -> int:
         """Bytes of the largest state that this study may have."""
         evaluations = self._home.study.schedule.evaluated(self._home.study.schedule.last)
-        lengths, moments = self.lengths, self._recipe.optimiser.moments
-        return largest_state(lengths[TRAIN], lengths[STATISTICS], moments, evaluations, len(self.figure_names))
+        parameters, moments = self.model.parameters.size, self._recipe.optimiser.moments
+        course = self.regime.largest_course(parameters)
+        figures = len(self.figure_names)
+        return largest_state(parameters, self._counts[STATISTICS], moments, evaluations, figures, course)
 
     @property
     def figure_names(self) -> tuple[str, ...]:
@@ -72,8 +85,19 @@ class ModelKeeper:
 
     @property
     def finished(self) -> bool:
-        """Whether the published figures end the study before its last round."""
-        return self._selection.stops(self.model.curve, self.figure_names)
+        """Whether what was published ends the study before its last round: figures that get no better, or privacy of
+        which nothing is left for another."""
+        return self.is_spent or self._selection.stops(self.model.curve, self.figure_names)
+
+    @property
+    def account(self) -> HospitalAccount:
+        """What all published rounds have cost. Hospital-level privacy only."""
+        return self.regime.account(self.model.course)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the next training would pass the privacy budget."""
+        return self.regime.is_spent(self.model.course, self.terms(TRAIN))
 
     # ---- at the start -----------------------------------------------------------------------------------
 
@@ -90,22 +114,31 @@ class ModelKeeper:
         enclave, unless this version of the manifest goes on from a published one.
 
         Raises:
-            HomeError: the model that the manifest goes on from is not one of this task.
+            HomeError: the model that the manifest goes on from is not one of this task, or this task is not one for
+                which the study can keep its promise of privacy.
         """
         statistics = StatisticsSpec(*message["statistics"]) if message["statistics"] else None
         layout = self._home.study.evaluation.layout(spec_from(message["evaluation"]), self._home.plan)
         self._recipe = replace(self._recipe, statistics=statistics, evaluation=layout)
         self._selection = self._home.study.evaluation.selection(self.figure_names)
-        self.model = replace(self.model, moments=self._recipe.optimiser.begin(self.model.parameters.size))
+        moments = self._recipe.optimiser.begin(self.model.parameters.size)
+        self._have(replace(self.model, moments=moments, course=self.regime.begin()))
+        self._check_privacy()
         if self._base:
             self._check_base(self._base)
             self._take(self._begun_from(self._base))
             self._base = None
         self._save_history()
 
+    def _check_privacy(self) -> None:
+        conflicts = self._home.study.conflicts(statistics=self._counts[STATISTICS] > 0)
+        lacking = (self.regime.lacking(purpose, count) for purpose, count in self._counts.items())
+        if problems := [*conflicts, *filter(None, lacking)]:
+            raise HomeError(f"{self._home.name}: {'; '.join(problems)}")
+
     def _check_base(self, base: update.Model) -> None:
         sums = 0 if base.statistics is None else base.statistics.size
-        here = self.lengths[TRAIN], self.lengths[STATISTICS]
+        here = self.model.parameters.size, self._counts[STATISTICS]
         if (base.parameters.size, sums) != here:
             raise HomeError(
                 f"{self._home.path / BASE}: the model that this version goes on from has {base.parameters.size} "
@@ -113,18 +146,33 @@ class ModelKeeper:
             )
 
     def _begun_from(self, base: update.Model) -> update.Model:
-        """What a new version goes on with: the model and the sums. Optimiser and curve begin anew, by its study."""
-        return replace(base, moments=self.model.moments, curve=self.model.curve)
+        """What a new version goes on with: the model, the sums, and what they have cost in privacy. The rest begins
+        anew, by its study."""
+        course = replace(self.model.course, account=base.course.account if self.regime.adds_noise else b"")
+        return replace(base, moments=self.model.moments, curve=self.model.curve, course=course)
 
     @property
-    def lengths(self) -> dict[str, int]:
-        """Integers of a round of each purpose."""
+    def _counts(self) -> dict[str, int]:
+        """Values that a party has for a round of each purpose."""
         recipe = self._recipe
         return {
             TRAIN: self.model.parameters.size,
             STATISTICS: recipe.statistics.length if recipe.statistics else 0,
             EVALUATE: recipe.evaluation.length if recipe.evaluation else 0,
+            ENERGIES: self.model.parameters.size,
         }
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Integers of the next round, if it is one of each purpose."""
+        return {purpose: self.terms(purpose).length for purpose in self._counts}
+
+    def terms(self, purpose: str) -> Terms:
+        """Of the next round, if it is one of this purpose."""
+        if purpose not in self._terms:
+            base = self.digest if self.regime.compression.is_sparse else b""
+            self._terms[purpose] = self.regime.terms(purpose, self.model, self._counts.get(purpose, 0), base)
+        return self._terms[purpose]
 
     def resume(self, chain: Sequence[ev.Published]) -> tuple[tuple[ev.Published, ...], ev.Resumed | None]:
         """Go back to the state before this node was interrupted, as far as its ledger can prove it.
@@ -171,13 +219,9 @@ class ModelKeeper:
         """Apply the staged totals that the close lists; gives the new state's digest."""
         staged = self._staged[: command.segments]
         self._check_sums(command, staged)
-        self.model = update.apply(
-            self.model,
-            command.round,
-            command.purpose,
-            staged,
-            command.contributors,
-            self._recipe,
+        terms = self.terms(command.purpose)
+        self._have(
+            update.apply(self.model, command.round, command.purpose, staged, command.contributors, self._recipe, terms)
         )
         if command.purpose == EVALUATE:
             self._evaluated()
@@ -195,7 +239,11 @@ class ModelKeeper:
     def _take(self, model: update.Model) -> None:
         """Another state as ours: its parameters go where our enclaves read them."""
         self.shared.parameters[:] = model.parameters
-        self.model = replace(model, parameters=self.shared.parameters)
+        self._have(replace(model, parameters=self.shared.parameters))
+
+    def _have(self, model: update.Model) -> None:
+        """What follows from the state is found anew, when it is asked for."""
+        self.model, self._digest, self._terms = model, None, {}
 
     def _changed(self) -> None:
         """The state is another one. The key holder's is on the disk at once; another node that is killed gets the

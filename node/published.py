@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keys.errors import WardtreeError
+from node.course import Course
 from node.protocol import events as ev
 from node.protocol.messages import Total
 from node.update import Model
 
-_HEAD = struct.Struct("<qqqqqq")
-"""Round, parties, number of sums, rows and columns of the curve, arrays of moments."""
+_HEAD = struct.Struct("<qqqqqqq")
+"""Round, parties, number of sums, rows and columns of the curve, arrays of moments, bytes of the course."""
 _PIECE = 1 << 20
 """Bytes of a file that are written at a time."""
 
@@ -44,6 +45,8 @@ def save_model(path: Path, model: Model, durable: bool = False) -> None:
     statistics = model.statistics if model.statistics is not None else np.zeros(0)
     arrays = {"parameters": model.parameters, "statistics": statistics, "parties": model.parties, "round": model.round}
     arrays |= {"moments": model.moments, "curve": model.curve}
+    if course := model.course.to_bytes():
+        arrays["course"] = np.frombuffer(course, np.uint8)
     beside = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,8 @@ def load_model(path: Path) -> Model:
             statistics = arrays["statistics"].astype(np.float64) if arrays["statistics"].size else None
             parameters, moments = (arrays[name].astype(np.float32) for name in ("parameters", "moments"))
             curve = arrays["curve"].astype(np.float64)
-            return Model(int(arrays["round"]), parameters, statistics, int(arrays["parties"]), moments, curve)
+            course = Course.from_bytes(arrays["course"].astype(np.uint8).tobytes() if "course" in arrays else b"")
+            return Model(int(arrays["round"]), parameters, statistics, int(arrays["parties"]), moments, curve, course)
     except OSError as error:
         raise PublishedError(f"{path}: cannot be read: {error.strerror or 'no published model'}") from error
     except (ValueError, TypeError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
@@ -92,10 +96,11 @@ def load_model(path: Path) -> Model:
 
 def _pieces(model: Model) -> list[memoryview]:
     sums = model.statistics if model.statistics is not None else np.zeros(0)
-    head = _HEAD.pack(model.round, model.parties, sums.size, *model.curve.shape, len(model.moments))
+    course = model.course.to_bytes()
+    head = _HEAD.pack(model.round, model.parties, sums.size, *model.curve.shape, len(model.moments), len(course))
     arrays: list[NDArray[Any]] = [each.astype("<f8", copy=False) for each in (sums, model.curve)]
     arrays += [each.astype("<f4", copy=False) for each in (model.parameters, model.moments)]
-    return [memoryview(head), *(array.reshape(-1).view(np.uint8).data for array in arrays)]
+    return [memoryview(head + course), *(array.reshape(-1).view(np.uint8).data for array in arrays)]
 
 
 def state_size(model: Model) -> int:
@@ -103,13 +108,14 @@ def state_size(model: Model) -> int:
     return sum(map(len, _pieces(model)))
 
 
-def largest_state(parameters: int, statistics: int, moments: int, evaluations: int, figures: int) -> int:
-    """Bytes of a state with so many parameters, sums and moments, when all is evaluated that will be."""
-    return _HEAD.size + 8 * statistics + 8 * evaluations * (1 + figures) + 4 * parameters * (1 + moments)
+def largest_state(parameters: int, statistics: int, moments: int, evaluations: int, figures: int, course: int) -> int:
+    """Bytes of a state with so many parameters, sums, moments and bytes of its course, when all is evaluated that will
+    be."""
+    return _HEAD.size + course + 8 * statistics + 8 * evaluations * (1 + figures) + 4 * parameters * (1 + moments)
 
 
 def state_part(model: Model, part: int, size: int) -> bytes:
-    """Bytes ``part * size`` and on, ``size`` of them: the head, sums and curve (f8), parameters and moments (f4)."""
+    """``size`` bytes from ``part * size`` on: head, course, sums and curve (f8), parameters and moments (f4)."""
     begin, out = part * size, bytearray()
     for view in _pieces(model):
         out += view[max(begin, 0) : max(begin + size, 0)]
@@ -122,19 +128,23 @@ def state_from(parts: Sequence[bytes]) -> Model | None:
     data = b"".join(parts)
     if len(data) < _HEAD.size:
         return None
-    round_, parties, sums, rows, columns, moments = _HEAD.unpack_from(data)
-    counts = (round_, parties, sums, rows, columns, moments)
+    counts = round_, parties, sums, rows, columns, moments, course = _HEAD.unpack_from(data)
     if any(not 0 <= count < 1 << 62 for count in counts) or (rows == 0) != (columns == 0):
         return None
-    end = _HEAD.size + 8 * sums
+    begin = _HEAD.size + course
+    end = begin + 8 * sums
     middle = end + 8 * rows * columns
     if middle > len(data) or (len(data) - middle) % (4 * (1 + moments)):
         return None
-    statistics = np.frombuffer(data[_HEAD.size : end], dtype="<f8").astype(np.float64) if sums else None
+    try:
+        followed = Course.from_bytes(data[_HEAD.size : begin])
+    except ValueError:
+        return None
+    statistics = np.frombuffer(data[begin:end], dtype="<f8").astype(np.float64) if sums else None
     curve = np.frombuffer(data[end:middle], dtype="<f8").astype(np.float64).reshape(rows, columns)
     arrays = np.frombuffer(data[middle:], dtype="<f4").astype(np.float32).reshape(1 + moments, -1)
     rest = arrays[1:] if moments else np.zeros((0, 0), np.float32)
-    return Model(round_, arrays[0], statistics, parties, rest, curve)
+    return Model(round_, arrays[0], statistics, parties, rest, curve, followed)
 
 
 # ---- what the key holder opened and has not closed --------------------------------------------------------

@@ -56,6 +56,7 @@ class Record:
     ready: set[str] = field(default_factory=set)
     status: dict[str, str] = field(default_factory=dict)
     postures: dict[str, str] = field(default_factory=dict)
+    privacy: dict[str, dict[int, dict[str, Any]]] = field(default_factory=lambda: defaultdict(dict))
     parameters: int = 0
     current: int = -1
     opened: dict[int, float] = field(default_factory=dict)
@@ -92,6 +93,9 @@ class Record:
                 self.status[party] = f"round {number}: done"
             case {"kind": "evaluated", "round": number, "figures": figures}:
                 self.evaluations[number] = figures  # the same at every node, or their states differ
+            case {"kind": "privacy", "unit": unit, "round": number}:
+                told = {key: event[key] for key in ("unit", "round", "epsilon", "delta", "budget", "spent")}
+                self.privacy["everyone" if unit == "hospital" else party][number] = told
             case {"kind": "ciphertext"}:
                 keys = ("peer", "round", "segment", "contributors", "bytes")
                 self.ciphertexts[party].append({key: event[key] for key in keys})

@@ -39,6 +39,7 @@ from node.refusals import Refusals
 from node.rooms import OwnEnclave, OwnKeyRoom, RoomEndedError, RoomError, Template, round_job
 from node.sandbox import policy
 from node.sandbox.enter import narrow
+from node.spending import Spending
 from node.telemetry import Stopwatch, Telemetry
 from node.timers import Timers
 from node.wiping import ENCLAVE, KEYROOM, PREPARE, Wiping
@@ -97,6 +98,7 @@ class Relay:
         self.ledger = Ledger(home.ledger, self.identity.sign)
         self.keeper = ModelKeeper(home, options, telemetry)
         self.carried = Carried()
+        self.spending = Spending(self.ledger, telemetry)
         self.machine: Party = (KeyHolder if home.is_key_holder else Contributor)(home.name, home.placement, home.rules)
         self.refused = Refusals(self._tell_refused)
         self.neighbours = Neighbours(home, self.identity, self.refused)
@@ -231,6 +233,8 @@ class Relay:
                 self._get_ready(message)
             case "carried":
                 self.carried.take(message["piece"])
+            case "spent":
+                self.spending.trained(message["entry"])
             case "trained":
                 self._stage_time("train", message["seconds"])
                 if message["fingerprints"] is not None:
@@ -251,8 +255,9 @@ class Relay:
         """Our data and first model are there: go on from what our ledger says that we did before."""
         self.keeper.prepared(message)
         past = history_of(self.ledger, self.home, self.neighbours.codec, self.keeper.digest)
+        self.spending.account = past.account
         chain, resumed = self.keeper.resume(past.chain)
-        self.telemetry.tell("ready", parameters=self.keeper.lengths[TRAIN], examples=message["examples"])
+        self.telemetry.tell("ready", parameters=self.keeper.model.parameters.size, examples=message["examples"])
         if resumed and resumed.applied:
             self._tell_applied(resumed.round, self.keeper.digest, resumed.contributors)
         self._happen(
@@ -296,8 +301,8 @@ class Relay:
                 self.wiping.ended(KEYROOM, peak_memory)
             case {"kind": "own lost", "round": round_}:
                 self._lost("the key room did not get it")
-            case {"kind": "refused", "round": round_, "segment": segment}:
-                self._happen(ev.OpeningRefused(round_, segment))
+            case {"kind": "refused" | "withheld", "round": round_, "segment": segment, **why}:
+                self._happen(ev.OpeningRefused(round_, segment, why.get("reason", "")))
 
     # ---- commands ---------------------------------------------------------------------------------------
 
@@ -334,8 +339,7 @@ class Relay:
                 self.neighbours.send(peer, snapshot, peer)
             case ev.Adopt():
                 adopted = self.keeper.adopt(command)
-                state = ev.Adopted(self.keeper.digest, self.keeper.size, self.keeper.finished)
-                self.events.append(state if adopted else ev.NotAdopted())
+                self.events.append(ev.Adopted(*self._state) if adopted else ev.NotAdopted())
             case ev.Dial(peer):
                 self.neighbours.dial(peer)
             case ev.HangUp(peer):
@@ -357,8 +361,11 @@ class Relay:
         canary_key = round_key(
             self.identity.box_secret, key_holder.box_key, self.home.digest, round_, self.machine.base
         )
-        job = round_job(self.keeper.model, round_, purpose, self.keeper.check_seed(round_), canary_key)
-        carried = self.carried.pieces
+        carried, seed = self.carried.pieces, self.keeper.check_seed(round_)
+        terms = self.keeper.terms(purpose)
+        job = round_job(
+            self.keeper.model, terms, round_, purpose, seed, canary_key, self.carried.applied, self.spending.account
+        )
         self._start_enclave("round", model=self.keeper.shared.descriptor, carried=carried, **job)
         if self.keyroom:
             self.keyroom.begin()
@@ -380,15 +387,23 @@ class Relay:
     def _apply(self, command: ev.Apply) -> None:
         self.enclave.end()  # nothing of it counts in this round any more, and the model changes under it
         watch = Stopwatch()
+        terms = self.keeper.terms(command.purpose)
         state = self.keeper.apply(command)
         self._stage_time("apply", watch.seconds)
         if command.state not in (None, state):
             self._stop(f"round {command.round}: the model here differs from the key holder's after the same totals")
             return
         self._tell_applied(command.round, state, command.contributors)
+        self.spending.published(self.keeper, command.round, command.contributors, terms.releases)
         if command.purpose == TRAIN:
-            self.carried.settle(self.home.name in command.contributors)
-        self.events.append(ev.Applied(command.round, state, self.keeper.size, self.keeper.finished))
+            applied = min(terms.length, command.segments * self.home.plan.values_per_segment)
+            self.carried.settle(self.home.name in command.contributors, applied)
+        self.events.append(ev.Applied(command.round, *self._state))
+
+    @property
+    def _state(self) -> tuple[bytes, int, bool, dict[str, int]]:
+        """Our state as the machine knows it: digest, bytes, whether it ends the study, lengths of the next rounds."""
+        return self.keeper.digest, self.keeper.size, self.keeper.finished, self.keeper.lengths
 
     def _tell_applied(self, round_: int, state: bytes, contributors: frozenset[str]) -> None:
         seconds = time.monotonic() - self.current.began if round_ == self.current.round else 0.0

@@ -54,8 +54,9 @@ def build(federation: Federation, outcome: Outcome, comparison: Mapping[str, Any
 
     Returns:
         "ok" (every node ended with 0, all models are identical, no sum was wrong); "rounds" completed and
-        "rounds_asked" (training rounds); "sums_exact", None when the debug check was off; "rounds_detail" and
-        "stages" in seconds; "evaluations" by all together; "bytes" per party and link; "saw": what each role
+        "rounds_asked" (training rounds); "privacy_spent": by whom, with each round's epsilon; "sums_exact", None when
+        the debug check was off; "rounds_detail" and "stages" in seconds; "evaluations" by all together; "bytes" per
+        party and link; "saw": what each role
         received, in sentences with counts; "results": the comparison; and what the run was (study, parties, tree, ...).
     """
     study, record, tree = federation.study, outcome.record, outcome.tree
@@ -63,7 +64,9 @@ def build(federation: Federation, outcome: Outcome, comparison: Mapping[str, Any
     errors = _errors(outcome)
     rounds = _rounds(record, tree, study.schedule)
     evaluations = _evaluations(record, study.schedule)
+    spent = _spent(record)
     stopped = study.evaluation.stop_after > 0 and rounds and rounds[-1]["purpose"] == EVALUATE
+    stopped = stopped or any(each["unit"] == "hospital" and each["spent"] for each in spent.values())
     trained = sum(entry["purpose"] == TRAIN for entry in rounds)
     identical, exact = record.models_identical, record.sums_exact() if checked else None
     report: dict[str, Any] = {
@@ -72,6 +75,7 @@ def build(federation: Federation, outcome: Outcome, comparison: Mapping[str, Any
         "task": study.task.class_name,
         "seed": study.seed,
         "privacy": study.privacy.mode,
+        "privacy_spent": spent,
         "parties": len(record.parties),
         "parameters": record.parameters,
         "rounds": trained,
@@ -136,6 +140,26 @@ def _evaluations(record: Record, schedule: Schedule) -> list[dict[str, Any]]:
     """What all together found of the model, and after how many rounds of training."""
     rounds = sorted(record.evaluations.items())
     return [{"trained": schedule.trained(number), **figures} for number, figures in rounds]
+
+
+def _spent(record: Record) -> dict[str, dict[str, Any]]:
+    """What was spent of a privacy budget in the end, and after each round: by all hospitals together, or by each."""
+    return {
+        who: {
+            **told[max(told)],
+            "rounds": [{"round": number, "epsilon": told[number]["epsilon"]} for number in sorted(told)],
+        }
+        for who, told in sorted(record.privacy.items())
+    }
+
+
+def privacy_lines(report: Report) -> list[str]:
+    """What was spent, in words, a line each."""
+    return [
+        f"privacy, {who}: epsilon {each['epsilon']:.3g} of {each['budget']:g} at delta {each['delta']:g}, unit: "
+        f"{each['unit']}" + (f"; the budget is spent after round {each['round']}" if each["spent"] else "")
+        for who, each in report["privacy_spent"].items()
+    ]
 
 
 def evaluation_names(report: Report) -> list[str]:

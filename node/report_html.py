@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from html import escape
 
 from node.html import Bold, bullets, page, section, table, text
-from node.protocol.messages import EVALUATE, STATISTICS, TRAIN
+from node.protocol.messages import ENERGIES, EVALUATE, STATISTICS, TRAIN
 from node.record import STAGES
 from node.report import (
     FIGURES,
@@ -21,12 +21,20 @@ from node.report import (
     figure,
     human_bytes,
     node_rows,
+    privacy_lines,
     together,
     verdict,
 )
 from node.report_pictures import learning_curves, stage_bars, tree_picture
 
-PURPOSES = {STATISTICS: "statistics", TRAIN: "training", EVALUATE: "evaluation"}
+_UNITS = {
+    "hospital": "Epsilon compares with a run in which one hospital's updates were all zero; two runs that differ by a "
+    "patient are two such steps apart. It counts the noise that the quorum guarantees.",
+    "record": "Epsilon is about one patient of the hospital that it is given for; a patient of two hospitals has spent "
+    "at both.",
+}
+
+PURPOSES = {STATISTICS: "statistics", TRAIN: "training", EVALUATE: "evaluation", ENERGIES: "norms of blocks"}
 
 
 def render(report: Report) -> str:
@@ -67,7 +75,7 @@ def _summary(report: Report) -> str:
     return (
         f"<header><p>wardtree, a run on one machine</p><h1>{text(report['study'])}</h1>"
         f'<p class="verdict {"ok" if report["ok"] else "bad"}">{text(verdict(report))}</p></header>'
-        f"<dl>{listed}</dl>{debug}{bullets(report['notes'])}"
+        f"<dl>{listed}</dl>{debug}{bullets([*privacy_lines(report), *report['notes']])}"
     )
 
 
@@ -189,7 +197,9 @@ def _promises(report: Report) -> str:
         "What a hospital's own administrator, its snapshots or its swap space can see is that hospital's affair.",
         "This run had every hospital's data on one machine, in order to compare. A real federation never does.",
     ]
-    if report["privacy"] == "none":
+    if unit := _UNITS.get(report["privacy"]):
+        limits.insert(1, unit)
+    else:
         limits.insert(
             1,
             "No noise was added (privacy mode none): the sums and the final model are exact, and can say "

@@ -20,6 +20,7 @@ from node.report import (
     human_bytes,
     machine,
     node_rows,
+    privacy_lines,
     together,
     verdict,
 )
@@ -34,6 +35,7 @@ def summary_table(report: Report) -> RenderableType:
         parts.append(_all_patients(report["results"]))
     if report["evaluations"]:
         parts.append(_evaluations(report))
+    parts += [Text(line) for line in privacy_lines(report)]
     parts += [_seconds(report), _traffic(report), Text(machine(report))]
     parts += [Text(f"note: {note}") for note in report["notes"]]
     if report["dropped"]:

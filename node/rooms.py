@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from keys.errors import WardtreeError
 from node.channel import Channel, ChannelClosedError
+from node.course import Terms
 from node.protocol.events import OpenTotal
 from node.update import Model
 
@@ -213,6 +214,7 @@ class OwnKeyRoom:
             others=sorted(total.others),
             own=own,
             length=total.length,
+            whole=total.whole,
             ciphertexts=total.ciphertexts,
         )
 
@@ -238,9 +240,21 @@ class OwnKeyRoom:
         return message
 
 
-def round_job(model: Model, round_: int, purpose: str, check_seed: bytes | None, canary_key: bytes) -> dict[str, Any]:
+def round_job(
+    model: Model,
+    terms: Terms,
+    round_: int,
+    purpose: str,
+    check_seed: bytes | None,
+    canary_key: bytes,
+    applied: int = 0,
+    account: str = "",
+) -> dict[str, Any]:
     """The fields of a round's job; ``enclave.model_from`` reads them. The parameters are shared memory."""
     return {
+        **terms.job(),
+        "applied": applied,
+        "account": account,
         "round": round_,
         "purpose": purpose,
         "statistics": None if model.statistics is None else model.statistics.astype("<f8").tobytes(),

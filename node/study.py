@@ -15,11 +15,13 @@ from keys.errors import WardtreeError
 from keys.manifest import TWO_PARTIES
 from keys.plan import MAX_SEGMENT_CIPHERTEXTS, Plan, PlanError
 from keys.planner import choose
+from node.compression.settings import CompressionSettings
 from node.evaluation import Layout, Selection
 from node.optimiser import Optimiser, RateSchedule, Server
+from node.privacy.settings import PrivacySettings, Surroundings, conflicts
 from node.protocol.schedule import Schedule
 from node.settings import Settings, printable, problems
-from node.tasks.base import EvaluationSpec, OptionsError
+from node.tasks.base import EvaluationSpec, OptionsError, Task
 from node.tasks.loader import BUILTIN, CODE, load_task_class
 from topology import Shape
 
@@ -66,15 +68,6 @@ class Aggregation(Settings):
     )
     max_openings: int = Field(default=100_000, ge=1, description="a whole number of at least 1")
     sample: float = Field(default=1.0, gt=0, le=1, description="a number above 0, at most 1")
-
-    @model_validator(mode="after")
-    def _two_parties_need_noise(self) -> "Aggregation":
-        if self.allow_two_parties:
-            raise ValueError(
-                "expected allow_two_parties = false, came true: of two parties each learns the "
-                "other's update by subtraction unless a local DP mode is on, and this version has none"
-            )
-        return self
 
     @model_validator(mode="after")
     def _someone_to_hide_among(self) -> "Aggregation":
@@ -144,12 +137,6 @@ class EvaluationChoice(Settings):
         return layout
 
 
-class Privacy(Settings):
-    """``[privacy]``."""
-
-    mode: Literal["none"] = Field(default="none", description='"none" (this version has no DP mode)')
-
-
 class Deadlines(Settings):
     """``[deadlines]``, in seconds."""
 
@@ -186,7 +173,8 @@ class Study(Settings):
     aggregation: Aggregation = Field(default_factory=Aggregation, description="a table")
     optimisation: Optimisation = Field(default_factory=Optimisation, description="a table")
     evaluation: EvaluationChoice = Field(default_factory=EvaluationChoice, description="a table")
-    privacy: Privacy = Field(default_factory=Privacy, description="a table")
+    privacy: PrivacySettings = Field(default_factory=PrivacySettings, description="a table")
+    compression: CompressionSettings = Field(default_factory=CompressionSettings, description="a table")
     deadlines: Deadlines = Field(default_factory=Deadlines, description="a table")
     sandbox: Sandbox = Field(default_factory=Sandbox, description="a table")
     debug: Debug = Field(default_factory=Debug, description="a table")
@@ -205,7 +193,33 @@ class Study(Settings):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.rounds, self.evaluation.every)
+        return Schedule(self.rounds, self.evaluation.every, self.compression.mask == "energy")
+
+    def conflicts(self, statistics: bool = False) -> list[str]:
+        """What in one table does not go with another, one line each; ``statistics``: whether the task has a round of
+        them."""
+        found = []
+        if self.compression.is_sparse and self.optimisation.server != "average":
+            found.append(
+                f'optimisation.server: expected "average" with a mask, came "{self.optimisation.server}": the moments '
+                "of a value that was not sent would go stale"
+            )
+        if self.aggregation.allow_two_parties and not self.privacy.is_private:
+            found.append(
+                "aggregation.allow_two_parties: expected false without [privacy], came true: of two parties each "
+                "learns the other's update by subtraction"
+            )
+        rules = self.aggregation
+        around = Surroundings(
+            rules.weights,
+            self.rounds,
+            rules.value_bits,
+            rules.min_hidden,
+            statistics,
+            self.evaluation.every > 0,
+            self.compression.mask == "energy",
+        )
+        return found + conflicts(self.privacy, around)
 
 
 def parse_study(text: str, source: str) -> Study:
@@ -222,6 +236,8 @@ def parse_study(text: str, source: str) -> Study:
         study = Study.model_validate(table)
     except ValidationError as error:
         raise StudyError(_lines(source, problems(Study, error))) from None
+    if lines := study.conflicts():
+        raise StudyError(_lines(source, lines))
     if study.task.class_name in BUILTIN:
         check_options(study, source)
     return study
@@ -243,10 +259,17 @@ def check_options(study: Study, source: str) -> None:
 
     Raises StudyError for wrong options, TaskError where the task cannot be loaded.
     """
+    task = load_task_class(study.task.class_name)
     try:
-        load_task_class(study.task.class_name).check_options(study.task.options)
+        task.check_options(study.task.options)
     except OptionsError as error:
         raise StudyError(_lines(source, [f"task.options.{line}" for line in error.problems])) from None
+    has_statistics = getattr(task, "has_statistics", Task.has_statistics)  # a task need not inherit
+    lines = study.conflicts(bool(has_statistics(study.task.options)))
+    if study.privacy.mode == "record" and not getattr(task, "trains_privately", False):
+        lines.append(f'privacy.mode: the task {study.task.class_name} cannot train with privacy.mode = "record"')
+    if lines:
+        raise StudyError(_lines(source, lines))
 
 
 def new_study_text() -> str:
@@ -313,7 +336,15 @@ stop_after = 0         # evaluations without a gain after which the study ends; 
 allow_near_sets = false
 
 [privacy]
-mode = "none"
+mode = "none"          # or "record" (a patient is hidden), "hospital" (a hospital is): docs/privacy.md
+# epsilon = 8.0        # of the whole study
+# delta = 1e-5
+# clip = 1.0           # "record": of one patient's gradient; "hospital": of a hospital's update, an L2 norm
+# values = 100000      # "hospital": the most values that a round may sum; noise takes room in the key
+
+[compression]
+mask = "none"          # or "cyclic", "random", "top", "energy": which values of an update a round sends
+# density = 0.05       # the part of them; what is not sent waits for a later round (feedback = true)
 
 [deadlines]
 round_seconds = 120.0

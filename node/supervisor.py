@@ -202,6 +202,7 @@ def enclave_settings(home: Home) -> EnclaveSettings:
         home=home.path,
         weights=home.manifest.weights,
         plan=home.plan,
+        quorum=home.manifest.quorum,
         is_key_holder=home.is_key_holder,
         posture=home.posture,
     )

@@ -23,11 +23,12 @@ from keys.errors import WardtreeError
 from node import update
 from node.carry import Carried
 from node.channel import Channel, ChannelClosedError
+from node.course import Regime, Terms
 from node.enclave import EnclaveSettings, run_template
 from node.evaluation import spec_from
 from node.federation import plan_for
 from node.process import reap, spawn
-from node.protocol.messages import EVALUATE, STATISTICS, TRAIN
+from node.protocol.messages import ENERGIES, EVALUATE, STATISTICS, TRAIN
 from node.protocol.posture import Minimum, Posture
 from node.rooms import Enclave, Template, round_job
 from node.sandbox import policy
@@ -108,7 +109,8 @@ class _Rooms:
 def _template(
     study: Study, data: Mapping[str, Any], readable: tuple[Path, ...], posture: Posture, home: Path
 ) -> Iterator[_Rooms]:
-    settings = EnclaveSettings(PARTY, study, data, home, {PARTY: 1}, plan_for(study), True, posture)
+    rules = study.aggregation
+    settings = EnclaveSettings(PARTY, study, data, home, {PARTY: 1}, plan_for(study), True, posture, rules.min_hidden)
     (control, theirs), (jobs, their_jobs) = socket.socketpair(), socket.socketpair()
     source = task_source(study.task.class_name, study.task.options)
 
@@ -135,7 +137,10 @@ class _Trial:
     def __init__(self, study: Study, rooms: _Rooms, seconds: float, tell: Callable[[Step], None]) -> None:
         self._study, self._rooms, self._seconds, self._tell = study, rooms, seconds, tell
         self._plan = plan_for(study)
-        self._recipe = update.Recipe(self._plan, study.aggregation.clip, {PARTY: 1}, study.optimisation.optimiser)
+        self._regime = Regime.of(study, self._plan, study.aggregation.min_hidden)
+        self._recipe = update.Recipe(
+            self._plan, study.aggregation.clip, {PARTY: 1}, study.optimisation.optimiser, regime=self._regime
+        )
         self._shared = SharedModel(1)
         self._model = update.Model(-1, self._shared.parameters[:0])
         self._carried = Carried()
@@ -144,15 +149,21 @@ class _Trial:
     def run(self, posture: Posture) -> Tryout:
         examples = self._prepare()
         lengths = {TRAIN: self._model.parameters.size}
+        if self._study.schedule.energies:
+            lengths[ENERGIES] = self._model.parameters.size
         if self._recipe.statistics:
             lengths[STATISTICS] = self._recipe.statistics.length
         if self._recipe.evaluation:
             lengths[EVALUATE] = self._recipe.evaluation.length
         schedule = self._study.schedule
+        sent: dict[str, int] = {}
         for number in range(schedule.last + 1):
             if schedule.purpose(number) in lengths:
-                self._round(schedule.purpose(number), number, lengths[schedule.purpose(number)])
-        return Tryout(examples, self._model.parameters.size, posture.text, lengths, tuple(self._steps))
+                purpose = schedule.purpose(number)
+                terms = self._regime.terms(purpose, self._model, lengths[purpose], self._model.digest(bytes(32)))
+                self._round(purpose, number, terms)
+                sent[purpose] = max(terms.length, sent.get(purpose, 0))
+        return Tryout(examples, self._model.parameters.size, posture.text, sent, tuple(self._steps))
 
     def _prepare(self) -> int:
         for message in self._messages(self._start("prepare"), "before the first round"):
@@ -169,12 +180,12 @@ class _Trial:
         layout = self._study.evaluation.layout(spec, self._plan) if spec else None
         self._recipe = replace(self._recipe, statistics=statistics, evaluation=layout)
         moments = self._recipe.optimiser.begin(self._model.parameters.size)
-        self._model = replace(self._model, moments=moments)
+        self._model = replace(self._model, moments=moments, course=self._regime.begin())
         return int(message["examples"])
 
-    def _round(self, purpose: str, number: int, length: int) -> None:
+    def _round(self, purpose: str, number: int, terms: Terms) -> None:
         began = time.monotonic()
-        job = round_job(self._model, number, purpose, None, bytes(32))
+        job = round_job(self._model, terms, number, purpose, None, bytes(32), self._carried.applied)
         enclave = self._start("round", model=self._shared.descriptor, carried=self._carried.pieces, **job)
         _, (descriptor,), _, _ = socket.recv_fds(self._rooms.jobs, 16, 1)
         keyroom = Channel(descriptor, None)
@@ -183,14 +194,14 @@ class _Trial:
             if message["kind"] == "trained":
                 break
             self._carried.take(message["piece"])
-        parts = [keyroom.receive(self._seconds)["integers"] for _ in self._plan.segments(length)]
+        parts = [keyroom.receive(self._seconds)["integers"] for _ in self._plan.segments(terms.length)]
         keyroom.close()
         enclave.end()
-        self._carried.settle(purpose == TRAIN)
+        self._carried.settle(purpose == TRAIN, terms.length)
         seconds = time.monotonic() - began
-        self._model = update.apply(self._model, number, purpose, parts, [PARTY], self._recipe)
+        self._model = update.apply(self._model, number, purpose, parts, [PARTY], self._recipe, terms)
         clipped, figures = None, {}
-        if purpose == TRAIN:
+        if purpose == TRAIN and not terms.arranged:  # of integers with noise nothing can be said
             integers = np.frombuffer(b"".join(parts), "<i4")
             clipped = float(np.mean(np.abs(integers) >= self._plan.max_value)) if integers.size else 0.0
         elif purpose == EVALUATE and self._recipe.evaluation:

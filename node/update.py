@@ -5,8 +5,10 @@ key room exists at the key holder only, the relay is the one process with socket
 ``node/protocol`` decide when each step is due, and the rooms (``enclave.py``, ``relay.py``,
 ``keyroom.py``) call it.
 
-    enclave   train (or evaluate) -> quantise -> seal, segment by segment
+    enclave   train (or evaluate) -> mask: what waits is added, what is sent is taken
+              -> quantise, or protect: clip, round, add a share of noise -> seal, segment by segment
     relay     merge: add what the children sent, pass it up
+    key room  charge: what the total costs in privacy, before it is opened (``keyroom.py``)
     key room  open_total: decrypt the total, check it against the listed set, add the key holder's integers
     relay     publish: sign the total and send it down (``Total`` in ``node/protocol/messages.py``)
     relay     apply: every node, at the key holder's signed close
@@ -30,13 +32,16 @@ from keys import canaries, segments
 from keys.errors import WardtreeError
 from keys.packing import Integers
 from keys.plan import Plan
+from node.course import Course, Regime, Terms
 from node.evaluation import Layout
 from node.optimiser import Optimiser
-from node.protocol.messages import EVALUATE, STATISTICS
+from node.protocol.messages import ENERGIES, EVALUATE, STATISTICS, TRAIN
 from node.tasks.base import StatisticsSpec, Task, TrainingRound
 
 if TYPE_CHECKING:  # the relay calls this module as well, and has no use for SEAL in its memory
     from keys.ckks import Opener, Sealer
+    from node.compression.feedback import Feedback
+    from node.compression.masks import Mask
 
 _BLOCK = 1 << 16
 """Values quantised at a time: their arrays stay in the cache."""
@@ -57,6 +62,7 @@ class Model:
         parties: how many parties' values ``statistics`` sums.
         moments: shape (M, P), float32, what the server's optimiser carries from round to round.
         curve: shape (E, 1 + F), float64: of each evaluation its round and its figures (:mod:`node.evaluation`).
+        course: what privacy and compression carry from round to round.
     """
 
     round: int
@@ -65,14 +71,17 @@ class Model:
     parties: int = 0
     moments: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     curve: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    course: Course = field(default_factory=Course)
 
     def digest(self, manifest: bytes) -> bytes:
         """32 bytes that name this state under this manifest."""
-        sha = hashlib.sha256(b"wardtree/state/2\0" + manifest)
+        sha = hashlib.sha256(b"wardtree/state/3\0" + manifest)
         for count in (self.round, self.parties, len(self.moments), *self.curve.shape):
             sha.update(count.to_bytes(8, "big", signed=True))
         sha.update(b"none" if self.statistics is None else b"sums" + self.statistics.astype("<f8").tobytes())
-        sha.update(b"\0curve\0" + self.curve.astype("<f8").tobytes() + b"\0model\0")
+        course = self.course.to_bytes()
+        sha.update(b"\0curve\0" + self.curve.astype("<f8").tobytes())
+        sha.update(b"\0course\0" + len(course).to_bytes(8, "big") + course + b"\0model\0")
         for array in (self.parameters, self.moments):
             sha.update(np.ascontiguousarray(array, dtype="<f4").data.cast("B") if array.size else b"")
         return sha.digest()
@@ -94,7 +103,8 @@ class Grid:
 class Recipe:
     """How published totals become the next model: public, from the signed manifest and the task's specs alone.
 
-    ``clip`` bounds each value of an update; ``weights`` are the parties'; the specs are None where the task has none.
+    ``clip`` bounds each value of an update (hospital-level privacy has a norm of its own); ``weights`` are the
+    parties'; the specs are None where the task has none; ``regime`` is what privacy and compression ask for.
     """
 
     plan: Plan
@@ -103,6 +113,7 @@ class Recipe:
     optimiser: Optimiser = field(default_factory=Optimiser)
     statistics: StatisticsSpec | None = None
     evaluation: Layout | None = None
+    regime: Regime = field(default_factory=Regime)
 
 
 # ---- 1. enclave: train ----------------------------------------------------------------------------------
@@ -112,7 +123,7 @@ def train(task: Task, purpose: str, model: Model, training: TrainingRound) -> ND
     """Ask the task for this party's values: its statistics, or the update of its local training.
 
     Returns:
-        Shape (S,) or (P,): finite values.
+        Shape (S,) or (P,): finite values; of an ``energies`` round the update as well.
 
     Raises:
         UpdateError: the task gave another shape, or a value that is not finite.
@@ -132,7 +143,14 @@ def train(task: Task, purpose: str, model: Model, training: TrainingRound) -> ND
 
 
 def contribution(
-    task: Task, purpose: str, model: Model, training: TrainingRound, recipe: Recipe, share: float
+    task: Task,
+    purpose: str,
+    model: Model,
+    training: TrainingRound,
+    recipe: Recipe,
+    share: float,
+    terms: Terms,
+    waiting: Waiting,
 ) -> Integers:
     """This party's integers in a round of any purpose: what it trained, or what it counted.
 
@@ -143,16 +161,69 @@ def contribution(
         assert recipe.evaluation is not None
         return recipe.evaluation.count(task.evaluate(model.parameters.copy(), training))
     values = train(task, purpose, model, training)
-    if purpose == STATISTICS:
-        assert recipe.statistics is not None
-        integers = quantise(values, Grid(recipe.statistics.bound, recipe.plan), 1.0)
+    if purpose != STATISTICS:
+        waiting.add_to(values)
+    if purpose == ENERGIES:
+        values = energies(values, recipe)
+    elif purpose == TRAIN and terms.mask:
+        values = waiting.part(values, terms.mask)
+    if terms.arranged:
+        integers = terms.arranged.protect(values, terms.clip)
     else:
-        integers = quantise(values, Grid(recipe.clip, recipe.plan), share)
+        integers = quantise(values, grid_of(purpose, recipe), 1.0 if purpose == STATISTICS else share)
     wipe(values)
     return integers
 
 
-# ---- 2. enclave: clip and quantise ----------------------------------------------------------------------
+# ---- 2. enclave: mask, then clip and quantise -----------------------------------------------------------
+
+
+class Waiting:
+    """What of a party's updates was not sent yet: it waits in the enclave, or sealed, until a mask has its place.
+
+    Attributes:
+        feedback: None: what is not sent is lost, or nothing is left out.
+        applied: how many of the integers that it sent last were published and applied with this party in the set.
+    """
+
+    def __init__(self, feedback: Feedback | None = None, applied: int = 0) -> None:
+        self.feedback, self.applied = feedback, applied
+
+    def to_bytes(self) -> bytes | None:
+        return self.feedback.to_bytes() if self.feedback else None
+
+    def add_to(self, update: NDArray[np.float64]) -> None:
+        """Add what waits, shape (P,), to an update where it lies."""
+        if self.feedback:
+            sent = self.feedback.sent.size if self.feedback.sent else 0
+            self.feedback.add_to(update, min(self.applied, sent))
+
+    def part(self, corrected: NDArray[np.float64], mask: Mask) -> NDArray[np.float64]:
+        """Those that are sent of ``corrected``, shape (P,), which is wiped; the others wait."""
+        if self.feedback:
+            self.feedback = self.feedback.after(corrected, mask)
+        sent: NDArray[np.float64] = mask.gather(corrected)  # type: ignore[assignment]
+        wipe(corrected)
+        return sent
+
+
+def energies(update: NDArray[np.float64], recipe: Recipe) -> NDArray[np.float64]:
+    """The norm of each block of an update, which is wiped: what chooses the mask that follows."""
+    from node.compression.masks import block_norms
+
+    norms = block_norms(update, recipe.regime.compression.block)
+    wipe(update)
+    return norms
+
+
+def grid_of(purpose: str, recipe: Recipe) -> Grid:
+    """The grid of a round without noise: of sums, of block norms, or of updates."""
+    if purpose == STATISTICS:
+        assert recipe.statistics is not None
+        return Grid(recipe.statistics.bound, recipe.plan)
+    if purpose == ENERGIES:
+        return Grid(recipe.clip * math.sqrt(recipe.regime.compression.block), recipe.plan)
+    return Grid(recipe.clip, recipe.plan)
 
 
 def quantise(values: NDArray[np.float64], grid: Grid, share: float) -> Integers:
@@ -230,7 +301,13 @@ def open_total(
 
 
 def apply(
-    model: Model, round_: int, purpose: str, staged: Iterable[bytes], contributors: Iterable[str], recipe: Recipe
+    model: Model,
+    round_: int,
+    purpose: str,
+    staged: Sequence[bytes],
+    contributors: Iterable[str],
+    recipe: Recipe,
+    terms: Terms | None = None,
 ) -> Model:
     """The next model, from the published integers alone: the same arithmetic, so the same bits, everywhere.
 
@@ -239,33 +316,49 @@ def apply(
 
     Args:
         staged: the published sums of the first segments, as little-endian int32.
+        terms: of this round, from the state that it works on; None: all values are sent, without noise.
 
     Returns:
         The next model; its parameters and moments are the same arrays, changed segment by segment.
     """
     names = sorted(contributors)
+    terms = terms or Terms(model.parameters.size)
+    step = terms.step(grid_of(purpose, recipe).step)
+    course = recipe.regime.after(model, terms, purpose, staged, len(names))
+    model = replace(model, round=round_, course=course)
+    if purpose == ENERGIES:
+        return model
     if purpose == STATISTICS:
-        assert recipe.statistics is not None
         total = np.frombuffer(b"".join(staged), dtype="<i4").astype(np.float64)
-        sums = total * Grid(recipe.statistics.bound, recipe.plan).step
-        return replace(model, round=round_, statistics=sums, parties=len(names))
+        return replace(model, statistics=total * step, parties=len(names))
     if purpose == EVALUATE:
         assert recipe.evaluation is not None
         counts = np.frombuffer(b"".join(staged), dtype="<i4").astype(np.int64)
         is_whole = counts.size == recipe.evaluation.length
         figures = recipe.evaluation.figures(counts) if is_whole else [math.nan] * len(recipe.evaluation.names)
         row = np.array([[float(round_), *figures]])
-        return replace(model, round=round_, curve=np.concatenate([model.curve, row]) if model.curve.size else row)
+        return replace(model, curve=np.concatenate([model.curve, row]) if model.curve.size else row)
     heaviest = max(recipe.weights.values())
-    factor = Grid(recipe.clip, recipe.plan).step / (sum(recipe.weights[name] for name in names) / heaviest)
+    factor = step / (sum(recipe.weights[name] for name in names) / heaviest)
     start = 0
     for integers in staged:
-        mean = np.frombuffer(integers, dtype="<i4").astype(np.float64)
+        mean = np.frombuffer(integers, dtype="<i4").astype(np.float64)[: terms.values - start]  # no clip bit
         part = slice(start, start + mean.size)
         mean *= factor
-        recipe.optimiser.step(model.parameters[part], model.moments[:, part], mean)
+        _move(model, part, mean, recipe, terms)
         start += mean.size
-    return replace(model, round=round_)
+    return model
+
+
+def _move(model: Model, part: slice, mean: NDArray[np.float64], recipe: Recipe, terms: Terms) -> None:
+    """Move the parameters that have the places ``part`` among those sent."""
+    if terms.mask is None:
+        recipe.optimiser.step(model.parameters[part], model.moments[:, part], mean)
+        return
+    places = terms.mask.indices[part]
+    moved = model.parameters[places]
+    recipe.optimiser.step(moved, model.moments, mean)  # an average: a study with a mask has no moments
+    model.parameters[places] = moved
 
 
 # ---- 7. everywhere: wipe --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from node.protocol.posture import NO_GAPS
 from node.sandbox.machine import detect, meaning
 
 torch.set_num_threads(1)
-"""Some tests start nodes as forks of this process: what OpenMP's threads held when they forked would be held for ever."""
+"""Some tests start nodes as forks of this process, and what OpenMP's threads held then would be held for ever."""
 
 BEING_ROOT = frozenset({"root"})
 """The one gap that a test's manifest can allow: it is of who runs the tests, not of the kernel."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from node.privacy.budget import Budget, BudgetError
-from node.privacy.hospital import KINDS, Loss, PrivacyError, Release, to_entry
+from node.privacy.budget import Budget, BudgetError, PrivacyError
+from node.privacy.hospital import KINDS, Loss, Release, to_entry
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ class HospitalAccount:
         self.history = self._with(releases)
         return would
 
+    def charge(self, *releases: Release) -> None:
+        """Count what *was* published, whatever the budget says. :meth:`spend` is for who may still refuse."""
+        self.history = self._with(releases)
+
     def rounds_left(self, *releases: Release) -> int:
         """How many more times all of these fit the budget; at most 10^9."""
         a_round = sum((release.loss() for release in releases), Loss())
@@ -68,6 +72,18 @@ class HospitalAccount:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if fits(middle) else (low, middle - 1)
         return low
+
+    def entry(self, round_: int, listed: Collection[str], releases: Iterable[Release]) -> dict[str, Any]:
+        """For a ledger: what a round's total over the listed set publishes, and what is spent with it."""
+        return {
+            "what": "privacy",
+            "unit": "hospital",
+            "round": round_,
+            "listed": sorted(listed),
+            "releases": [to_entry(release) for release in releases],
+            "epsilon": self.epsilon(),
+            "delta": self.budget.delta,
+        }
 
     def state(self) -> bytes:
         """The history, in JSON."""
@@ -92,6 +108,13 @@ class HospitalAccount:
 
     def _with(self, releases: Iterable[Release]) -> tuple[Charge, ...]:
         return _joined([*self.history, *(Charge(release, 1) for release in releases)])
+
+
+def releases_of(entry: Mapping[str, Any]) -> list[Release]:
+    """The releases in an entry of a ledger; none in an entry of another kind."""
+    if entry["what"] != "privacy" or entry["unit"] != "hospital":
+        return []
+    return [_charge({**release, "times": 1}).release for release in entry["releases"]]
 
 
 def _charge(entry: dict[str, Any]) -> Charge:

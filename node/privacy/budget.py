@@ -17,3 +17,7 @@ class Budget:
 
     epsilon: float
     delta: float
+
+
+class PrivacyError(WardtreeError):
+    """Noise that cannot be added or accounted for as it was asked for."""

@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
-from node.privacy.hospital import GaussianShares, PrivacyError
+from node.privacy.budget import PrivacyError
+from node.privacy.hospital import GaussianShares
 from node.privacy.rounding import Bound
 
 BIT = 512

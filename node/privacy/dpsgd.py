@@ -25,6 +25,7 @@ class Recipe:
         epochs: passes over the rows, in expectation.
         clip: the most that one row's gradient may be long.
         noise_multiplier: sigma of the noise over ``clip``; 0: neither clipping nor noise.
+        weight_decay: of matrices of weights, not of biases; it asks no data, and so needs no noise.
     """
 
     learning_rate: float
@@ -33,6 +34,7 @@ class Recipe:
     clip: float
     noise_multiplier: float
     momentum: float = 0.0
+    weight_decay: float = 0.0
 
     def batches(self, rows: int) -> int:
         """Steps of a pass over so many rows; each row is in each batch with probability 1 over it."""
@@ -67,7 +69,13 @@ def train(
 
     rows = len(y)
     private = recipe.noise_multiplier > 0
-    optimizer: Any = torch.optim.SGD(module.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum)
+    groups: list[dict[str, Any]] = [
+        {"params": [each for each in module.parameters() if each.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [each for each in module.parameters() if each.ndim <= 1]},
+    ]
+    optimizer: Any = torch.optim.SGD(
+        [group for group in groups if group["params"]], lr=recipe.learning_rate, momentum=recipe.momentum
+    )
     model: Any = module
     if private:
         model = GradSampleModule(module, loss_reduction="mean")

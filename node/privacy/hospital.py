@@ -35,8 +35,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from keys.errors import WardtreeError
 from node.privacy import chacha
+from node.privacy.budget import PrivacyError
 from node.privacy.discrete import MAX_SCALE, MAX_VARIANCE, discrete_gaussian, discrete_laplace
 from node.privacy.gaussian import epsilon_of, epsilon_of_zcdp
 from node.privacy.rounding import Bound
@@ -52,10 +52,6 @@ OVERFLOW = 2.0**-40
 
 _SLACK = 1e-12
 """Of the second step, for all values of a release together."""
-
-
-class PrivacyError(WardtreeError):
-    """Noise that cannot be added or accounted for as it was asked for."""
 
 
 @dataclass(frozen=True)

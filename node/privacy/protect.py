@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keys.plan import Plan
+from node.privacy.budget import PrivacyError
 from node.privacy.gaussian import noise_for
-from node.privacy.hospital import GaussianShares, Loss, PrivacyError, Release, WholeKNorm, WholeLaplace
+from node.privacy.hospital import GaussianShares, Loss, Release, WholeKNorm, WholeLaplace
 from node.privacy.rounding import BETA, Bound, clip, l1_bound, l2_bound, round_within
 
 Integers = NDArray[np.int64]

@@ -1,19 +1,24 @@
-"""``[privacy]`` of a study, and what does not go with it."""
+"""``[privacy]`` of a study, and what does not go with it.
+
+Every node reads a study; what computes is imported where it is asked for.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from node.privacy.clipping import AdaptiveClip
-from node.privacy.hospital import PrivacyError, guaranteed_shares
-from node.privacy.protect import multiplier_for
+from keys.planner import MAX_PARAMETERS
+from node.privacy.budget import PrivacyError
 from node.privacy.rounding import BETA
 from node.settings import Settings
+
+if TYPE_CHECKING:
+    from node.privacy.clipping import AdaptiveClip
 
 BIT_VALUE_BITS = 11
 """The clip bit is 512: it takes 11 bits."""
@@ -36,6 +41,8 @@ class AdaptiveSettings(Settings):
 
     @property
     def clip(self) -> AdaptiveClip:
+        from node.privacy.clipping import AdaptiveClip
+
         return AdaptiveClip(**self.model_dump())
 
 
@@ -54,7 +61,8 @@ class PrivacySettings(Settings):
     """``[privacy]``.
 
     ``record``: each hospital trains by DP-SGD; neighbours differ by one patient. ``hospital``: noise on the sum;
-    neighbours differ by one hospital's update being zero.
+    neighbours differ by one hospital's update being zero. ``values`` is the most that a round may sum: the key is made,
+    with room for the noise, before a task is loaded that would say how many there are.
     """
 
     mode: Literal["none", "record", "hospital"] = Field(default="none", description='"none", "record" or "hospital"')
@@ -70,6 +78,9 @@ class PrivacySettings(Settings):
     beta: float = Field(default=BETA, gt=0, lt=0.5, description="a number between 0 and 0.5")
     adaptive: AdaptiveSettings | None = Field(default=None, description="a table")
     statistics: StatisticsNoise | None = Field(default=None, description="a table")
+    values: int = Field(
+        default=1 << 20, ge=1, le=MAX_PARAMETERS, description=f"a whole number from 1 to {MAX_PARAMETERS}"
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> PrivacySettings:
@@ -91,7 +102,7 @@ class PrivacySettings(Settings):
             if getattr(self, name) is None:
                 yield f'expected {name} with mode = "{self.mode}", came nothing'
         if self.mode == "record":
-            for name in ("mechanism", "clip_norm", "coalition", "beta", "adaptive", "statistics"):
+            for name in ("mechanism", "clip_norm", "coalition", "beta", "adaptive", "statistics", "values"):
                 if name in self.model_fields_set:
                     yield f'{name} is for mode = "hospital"; DP-SGD adds Gaussian noise to gradients clipped in L2'
             return
@@ -149,6 +160,8 @@ def _conflicts(privacy: PrivacySettings, around: Surroundings) -> Iterator[str]:
         return
     if around.weights != "equal":
         yield f'aggregation.weights: expected "equal" {mode}: one hospital\'s weight would be in its sensitivity'
+    from node.privacy.hospital import guaranteed_shares
+
     try:
         guaranteed_shares(around.min_hidden, privacy.coalition)
     except PrivacyError as error:
@@ -165,6 +178,8 @@ def _conflicts(privacy: PrivacySettings, around: Surroundings) -> Iterator[str]:
 def _budget(privacy: PrivacySettings, around: Surroundings) -> Iterator[str]:
     assert privacy.epsilon is not None
     assert privacy.delta is not None
+    from node.privacy.protect import multiplier_for
+
     statistics = privacy.statistics.mu_squared if privacy.statistics else 0.0
     try:
         least = multiplier_for(privacy.epsilon, privacy.delta, around.rounds, statistics)

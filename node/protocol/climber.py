@@ -234,7 +234,7 @@ class Climber(Feeder):
 
     def on_adopted(self, event: ev.Adopted) -> None:
         closes, self._missed = tuple(self._missed), []
-        self.base, self.size, self.is_finished = event.state, event.size, event.finished
+        self.moved(event)
         self.do(*[ev.Keep(published) for published in closes])
         self.do(ev.SetTimer("silence", self.rules.silence_seconds))
         self.adopted(closes)

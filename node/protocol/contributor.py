@@ -156,7 +156,7 @@ class Contributor(Adder):
     def on_applied(self, event: ev.Applied) -> None:
         assert self.closing is not None
         just_joined = self.joined_on == self.base  # the key holder may believe that we are still there
-        self.base, self.size, self.is_finished = event.state, event.size, event.finished
+        self.moved(event)
         self._stop_timers()
         self.do(ev.Keep(self.closing), ev.Wipe(event.round))
         self.do(ev.Report("closed", event.round, self.closing.close.contributors))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from node.protocol.messages import Close, Message, Total
@@ -144,29 +144,34 @@ class Opened:
 
 @dataclass(frozen=True)
 class OpeningRefused:
-    """The key room gives nothing: a check failed, or its ledger forbids it."""
+    """The key room gives nothing: a check failed, or its ledger forbids it. A ``reason`` is one that everyone may know,
+    and the key is not retired."""
 
     round: int
     segment: int
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Applied:
-    """The totals are applied; the state now has this digest and so many bytes, and ends the study or not."""
+    """The totals are applied; the state now has this digest and so many bytes, and ends the study or not. ``lengths``
+    are those that it changes."""
 
     round: int
     state: bytes
     size: int
     finished: bool = False
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Adopted:
-    """The state that we were handed is the one that the key holder signed."""
+    """The state that we were handed is the one that the key holder signed; as in :class:`Applied`."""
 
     state: bytes
     size: int
     finished: bool = False
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -262,7 +267,8 @@ class Record:
 
 @dataclass(frozen=True)
 class OpenTotal:
-    """Have the key room open one segment's total over ``others``, and add our own ``length`` integers if ``own``."""
+    """Have the key room open one segment's total over ``others``, and add our own ``length`` integers if ``own``. The
+    round sums ``whole`` integers."""
 
     round: int
     segment: int
@@ -270,6 +276,7 @@ class OpenTotal:
     own: bool
     ciphertexts: bytes
     length: int
+    whole: int
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class KeyHolder(Feeder):
         self.closing = (resumed.purpose, resumed.contributors, resumed.segments)
         self.number = max(self.number, resumed.round)
         if resumed.applied:
-            self.on_applied(ev.Applied(resumed.round, self.base, self.size))
+            self.on_applied(ev.Applied(resumed.round, self.base, self.size, self.is_finished))
         else:
             self.do(ev.Apply(resumed.round, resumed.purpose, resumed.contributors, resumed.segments, None))
 
@@ -306,8 +306,9 @@ class KeyHolder(Feeder):
                 if round_.opening.purpose == EVALUATE:
                     self.evaluated.append(self._contributors(round_))
                 self.do(ev.Record("opening", self.number, 0, self._contributors(round_)))
-            length = self.rules.segment_length(round_.opening.length, round_.next)
-            self.do(ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts, length))
+            whole = round_.opening.length
+            length = self.rules.segment_length(whole, round_.next)
+            self.do(ev.OpenTotal(self.number, round_.next, round_.others, bool(round_.own), ciphertexts, length, whole))
         elif round_.ended or round_.next == round_.segments:
             self._close(round_)
 
@@ -329,7 +330,11 @@ class KeyHolder(Feeder):
         self._advance()
 
     def on_refused(self, event: ev.OpeningRefused) -> None:
-        self._fail("failed", final=True, private="the opening was refused; the key is retired")
+        if event.reason:  # nothing more can be opened in this study, and everyone may know why
+            self.is_finished = True
+            self._fail(event.reason)
+        else:
+            self._fail("failed", final=True, private="the opening was refused; the key is retired")
 
     def _close(self, round_: Round) -> None:
         complete = round_.next == round_.segments
@@ -360,8 +365,8 @@ class KeyHolder(Feeder):
         nobody = frozenset[str]()
         live, asked = (self.round.opening.contributors, self.round.chosen) if self.round else (nobody, nobody)
         self.present.closed(base, live, asked, contributors, event.state)
-        self.round, self.base, self.size, self.state = None, event.state, event.size, State.IDLE
-        self.is_finished = event.finished
+        self.round, self.state = None, State.IDLE
+        self.moved(event)
         self.failures = 0
         self.closed(published)
         self._wait()

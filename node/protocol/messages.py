@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-STATISTICS, TRAIN, EVALUATE = "statistics", "train", "evaluate"
-"""The purposes of a round: sums that must exist before training, model updates, counts of how good the model is."""
+STATISTICS, TRAIN, EVALUATE, ENERGIES = "statistics", "train", "evaluate", "energies"
+"""The purposes of a round: sums that must exist before training, model updates, counts of how good the model is, norms
+of an update's blocks that say which of its values are sent."""
 IDLE = "idle"
 """What the key holder's own enclave is for in a round in which it is not among the chosen; never on the wire."""
 

@@ -149,6 +149,11 @@ class Party:
         self.base, self.size, self.posture = event.state, event.size, event.posture
         self.lengths, self.largest, self.is_finished = event.lengths, event.largest, event.finished
 
+    def moved(self, event: ev.Applied | ev.Adopted) -> None:
+        """Our state is another one."""
+        self.base, self.size, self.is_finished = event.state, event.size, event.finished
+        self.lengths = {**self.lengths, **event.lengths}
+
     # ---- for subclasses ---------------------------------------------------------------------------------
 
     def route_is_right(self, event: ev.Received) -> bool:

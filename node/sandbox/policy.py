@@ -105,7 +105,7 @@ def before_forks() -> None:
 def keyroom(home: Home) -> Room:
     """The one room that has the secret key."""
     reach = python_reach()
-    read = (*reach.read, home.path / IDENTITY, home.secret_key)
+    read = (*reach.read, home.path / IDENTITY, home.path / BASE, home.secret_key)
     return Room("key room", replace(reach, read=read, write=(home.openings,)), calls.keyroom)
 
 

@@ -1,7 +1,7 @@
 """What a learning task is. numpy only: a node may have neither torch nor pandas."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,13 +51,35 @@ class StatisticsSpec:
     bound: float
 
 
+class PrivateTraining(Protocol):
+    """DP-SGD under the account of this hospital: where the study asks for record-level privacy, a task trains with it
+    and with nothing else."""
+
+    @abstractmethod
+    def train(
+        self,
+        module: Any,
+        x: Any,
+        y: Any,
+        loss: Callable[[Any, Any], Any],
+        *,
+        learning_rate: float,
+        batch_size: int,
+        epochs: int,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Train a torch ``module`` where it lies: on ``y``, (rows, ...), from ``x``, (rows, ...), with ``loss``, a mean
+        over rows. Raises BudgetError before the step that would pass the budget; let it pass."""
+
+
 @dataclass(frozen=True)
 class TrainingRound:
     """Round ``number`` of 1..``rounds`` of training; where a model is evaluated, the last round behind it, from 0.
 
     ``statistics`` is the published sum over ``parties`` parties, None for a task without statistics. ``rate`` is the
     factor by which the study's schedule multiplies the task's learning rate in this round. ``carried`` is what the
-    task's ``carry`` gave after its last round here, None before the first and after a restart of the node.
+    task's ``carry`` gave after its last round here, None before the first and after a restart of the node. ``private``
+    is what to train with under record-level privacy.
     """
 
     number: int
@@ -66,6 +88,7 @@ class TrainingRound:
     parties: int
     rate: float = 1.0
     carried: bytes | None = None
+    private: PrivateTraining | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +135,8 @@ class Task(Protocol):
 
     examples: int
     parameters: int
+    trains_privately: bool = False
+    """Whether ``train`` uses ``round.private`` where there is one."""
 
     @abstractmethod
     def __init__(self, setup: Setup) -> None:
@@ -122,6 +147,11 @@ class Task(Protocol):
         """Raise OptionsError unless ``options`` can be used; reads no data."""
         if options:
             raise OptionsError([f"{key}: unknown key; this task has no options" for key in options])
+
+    @classmethod
+    def has_statistics(cls, options: Mapping[str, Any]) -> bool:
+        """Whether ``statistics_spec`` gives one with these options: asked before anyone signs."""
+        return cls.statistics_spec is not Task.statistics_spec
 
     def statistics_spec(self) -> StatisticsSpec | None:
         """What ``statistics`` gives, or None for a task without any."""

@@ -2,13 +2,14 @@
 
 Each feature becomes one column (a number) or one column per level (a category), scaled to [-1, 1] by what the
 study says of it. Missing cells get the mean, and all columns are scaled by the standard deviation, of all
-hospitals together: both come from sums that are published, never from one hospital's own.
+hospitals together: both come from sums that are published, never from one hospital's own. With ``scaling = "range"``
+no sums are published, as privacy may ask for: columns stay as the study's ranges make them, missing cells are 0.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from node.tasks.base import (
     EvaluationSpec,
     Measure,
     OptionsError,
+    PrivateTraining,
     Setup,
     StatisticsSpec,
     Task,
@@ -84,6 +86,7 @@ class TabularOptions(Settings):
     l2: float = Field(default=0.001, ge=0, description="a number of at least 0")
     proximal: float = Field(default=0.0, ge=0, description="a number of at least 0")
     max_examples: int = Field(default=1000, ge=1, description="a whole number above 0")
+    scaling: Literal["statistics", "range"] = Field(default="statistics", description='"statistics" or "range"')
 
     @model_validator(mode="after")
     def _outcome_is_no_feature(self) -> "TabularOptions":
@@ -156,7 +159,15 @@ class TabularTask(Task):
         self.examples = len(train.y) + len(test.y)
         self.parameters = self._columns + 1
 
-    def statistics_spec(self) -> StatisticsSpec:
+    trains_privately = True
+
+    @classmethod
+    def has_statistics(cls, options: Mapping[str, Any]) -> bool:
+        return _options(options).scaling == "statistics"
+
+    def statistics_spec(self) -> StatisticsSpec | None:
+        if self._options.scaling == "range":
+            return None
         return StatisticsSpec(3 * self._columns, float(self._options.max_examples))
 
     def statistics(self) -> NDArray[np.float64]:
@@ -179,6 +190,8 @@ class TabularTask(Task):
         x = torch.from_numpy(self._standardised(self._train.x, round))
         y = torch.from_numpy(self._train.y.astype(np.float32))
         begun = torch.from_numpy(model.astype(np.float32))  # astype: a copy of our own
+        if round.private:
+            return self._train_privately(begun, x, y, round, round.private) - model
         weights = begun.clone().requires_grad_()
         for _ in range(self._options.local_epochs):
             for batch in torch.randperm(len(y)).split(self._options.batch_size):
@@ -190,6 +203,32 @@ class TabularTask(Task):
                     weights -= self._options.learning_rate * round.rate * gradient
         trained: NDArray[np.float32] = weights.detach().numpy()
         return trained - model
+
+    def _train_privately(
+        self, begun: Any, x: Any, y: Any, round: TrainingRound, private: PrivateTraining
+    ) -> NDArray[np.float32]:
+        """The trained model; each batch holds each row with the same probability, as the accounting asks for."""
+        import torch
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        if self._options.proximal:
+            raise TaskError("tabular: expected proximal = 0 with record-level privacy")
+        layer = torch.nn.Linear(self._columns, 1)
+        with torch.no_grad():
+            layer.weight.copy_(begun[None, :-1])
+            layer.bias.copy_(begun[-1:])
+        private.train(
+            layer,
+            x,
+            y[:, None],
+            binary_cross_entropy_with_logits,
+            learning_rate=self._options.learning_rate * round.rate,
+            batch_size=self._options.batch_size,
+            epochs=self._options.local_epochs,
+            weight_decay=self._options.l2,
+        )
+        trained: NDArray[np.float32] = torch.cat([layer.weight[0], layer.bias]).detach().numpy()
+        return trained
 
     def evaluation_spec(self) -> EvaluationSpec:
         return EvaluationSpec(classes=2, measures=(Measure("log_loss", 0.0, _MOST_LOSS),))
@@ -204,6 +243,8 @@ class TabularTask(Task):
         return Evaluation(len(y), y.astype(np.int64), np.exp(-np.logaddexp(0.0, -logits)), {"log_loss": loss})
 
     def _standardised(self, x: NDArray[np.float64], round: TrainingRound) -> NDArray[np.float32]:
+        if self._options.scaling == "range":
+            return np.nan_to_num(x, nan=0.0).astype(np.float32)
         return standardise(x, round.statistics)
 
 

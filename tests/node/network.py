@@ -117,6 +117,7 @@ class Network:
         self.frames: dict[bytes, FakeFrame] = {}
         self.openings: list[Opening] = []
         self.lose_own: set[tuple[str, int]] = set()
+        self.withheld_from = 1_000  # the first round for which the key room has no privacy left
         self.lose_own_at: set[tuple[int, int]] = set()  # at the key holder, when the key room asks: round, segment
         self.disks = {name: Disk(state=self.bases.get(name, FIRST)) for name in names}
         self.nodes: dict[str, Node] = {}
@@ -395,6 +396,8 @@ class Network:
                 fault = self.moments.pop((what, round_), None)
                 if fault:
                     self._at(self.random.choice((0.0, 0.05, 0.5)), "fault", partial(fault, node.name))
+            case ev.OpenTotal(round_, segment) if round_ >= self.withheld_from:
+                self._soon(node, ev.OpeningRefused(round_, segment, "privacy budget: nothing was opened"))
             case ev.OpenTotal(round_, segment, own=True) if (round_, segment) in self.lose_own_at:
                 self._soon(node, ev.OwnLost(round_))
             case ev.OpenTotal(round_, segment, others, own, ciphertexts):

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from keys.plan import Plan
 from node.privacy.account import HospitalAccount
 from node.privacy.arrange import Arranged, arrange, arrange_statistics, budget
-from node.privacy.budget import BudgetError
-from node.privacy.hospital import GaussianShares, PrivacyError
+from node.privacy.budget import BudgetError, PrivacyError
+from node.privacy.hospital import GaussianShares
 from node.privacy.settings import PrivacySettings
 
 PLAN, VALUES, ROUNDS, HIDDEN = Plan(), 5000, 4, 3

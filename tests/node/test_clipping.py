@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from keys.plan import Plan
 from node.privacy.account import HospitalAccount
-from node.privacy.budget import Budget
+from node.privacy.budget import Budget, PrivacyError
 from node.privacy.clipping import BIT, AdaptiveClip
-from node.privacy.hospital import LEAST_SHARE_VARIANCE, PrivacyError
+from node.privacy.hospital import LEAST_SHARE_VARIANCE
 from node.privacy.protect import gaussian
 
 ADAPTIVE = AdaptiveClip(quantile=0.5, rate=0.2, count_noise=2.0, lowest=1e-3, highest=1e3)

@@ -22,6 +22,7 @@ from keys.ckks import Opener, generate_keys
 from keys.plan import Plan
 from node import enclave as room
 from node.channel import Channel, ChannelClosedError
+from node.course import Terms
 from node.enclave import EnclaveSettings, run_template
 from node.process import reap, spawn
 from node.protocol.messages import TRAIN
@@ -109,7 +110,7 @@ class Node:
 
     def job(self, round_: int, check_seed: bytes | None = None, length: int = LENGTH) -> Enclave:
         shared = SharedModel(length)
-        job = round_job(Model(round_ - 1, shared.parameters), round_, TRAIN, check_seed, CANARY_KEY)
+        job = round_job(Model(round_ - 1, shared.parameters), Terms(length), round_, TRAIN, check_seed, CANARY_KEY)
         return self.start("round", model=shared.descriptor, **job)
 
     def integers(self, round_: int) -> NDArray[np.int32]:

@@ -22,14 +22,18 @@ from keys.ceremony import PUBLIC_KEY, SECRET_KIND, load_identity
 from keys.ckks import Sealer, generate_keys
 from keys.vault import open_file
 from node.channel import Channel
+from node.course import Regime
+from node.federation import plan_for
 from node.home import Home
 from node.keyroom import run_keyroom
 from node.process import reap, spawn
+from node.protocol.messages import TRAIN
 from node.sandbox import policy
 from node.sandbox.enter import enter
 from node.sandbox.machine import detect
+from node.study import parse_study
 from node.update import merge, seal_segments
-from tests.node.homes import KEY_HOLDER, NAMES, PASSPHRASE, Federation, make_federation
+from tests.node.homes import KEY_HOLDER, NAMES, PASSPHRASE, STUDY, Federation, make_federation
 
 BASE = b"b" * 32
 LENGTH = 1000
@@ -115,7 +119,7 @@ class Room:
 
     def open(self, ciphertexts: bytes, round_: int, **change: Any) -> dict[str, Any]:
         request = {"round": round_, "segment": 0, "base": BASE, "others": list(OTHERS), "own": None}
-        request |= {"length": LENGTH, "ciphertexts": ciphertexts}
+        request |= {"length": LENGTH, "whole": LENGTH, "ciphertexts": ciphertexts}
         self._relay.send("open", **(request | change))
         return self.hear()
 
@@ -300,3 +304,83 @@ def test_a_changed_ledger_of_openings_opens_nothing(home: Home, parties: Party) 
     with living(home) as room:
         room.round()
         assert room.hear()["kind"] == "error"
+
+
+# ---- what it costs --------------------------------------------------------------------------------------
+
+PRIVATE = STUDY + '[privacy]\nmode = "hospital"\nepsilon = 8.0\ndelta = 1e-5\nclip = 2.0\nvalues = 2000\n'
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> tuple[Federation, Party]:
+    """Four parties, two rounds within the budget, and room for the noise."""
+    study = parse_study(PRIVATE, "study")
+    made = make_federation(tmp_path_factory.mktemp("private"), plan=plan_for(study), study=PRIVATE)
+    home = made.home(KEY_HOLDER)
+    party = Party(home)
+    for name in OTHERS:
+        party.sealers[name] = Sealer(home.plan, (home.path / PUBLIC_KEY).read_bytes())
+        party.box_secrets[name] = load_identity(made.path(name), PASSPHRASE).box_secret
+    return made, party
+
+
+def entries(home: Home, what: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line)["entry"] for line in home.openings.read_bytes().splitlines()]
+    return [entry for entry in lines if entry["what"] == what]
+
+
+def test_the_budget_is_charged_before_an_opening_and_outlives_the_process(
+    private: tuple[Federation, Party], tmp_path: Path
+) -> None:
+    """Neither a restart nor a round that failed after its opening gives anything back; what is too much stays closed,
+    with a reason that everyone may know, and the key is not retired."""
+    shutil.copytree(private[0].folder, tmp_path / "copy")
+    home = replace(Federation(tmp_path / "copy").home(KEY_HOLDER), posture=detect())
+    parties = private[1]
+    spent = []
+    for round_ in (1, 2):
+        each = updates(round_)
+        each.pop(KEY_HOLDER)
+        with living(home) as room:
+            room.round().close()
+            assert opened(room.open(parties.total(each, round_), round_)) == summed(each)
+        spent.append(entries(home, "privacy")[-1]["epsilon"])
+    assert [entry["what"] for entry in map(_entry, home.openings.read_bytes().splitlines())] == [
+        "privacy", "opening", "privacy", "opening",
+    ]  # fmt: skip
+    asked = Regime.of(home.study, home.plan, home.manifest.quorum)
+    arranged = asked.of_length(TRAIN, LENGTH)
+    assert arranged is not None
+    account = asked.account(asked.begin())
+    assert spent == [account.spend(*arranged.releases) for _ in (1, 2)]
+    assert spent[-1] == pytest.approx(8.0, rel=1e-3)
+    assert [release["shares"] for release in entries(home, "privacy")[0]["releases"]] == [2], "of three that arrived"
+    with living(home) as room:
+        room.round().close()
+        each = updates(3)
+        each.pop(KEY_HOLDER)
+        answer = room.open(parties.total(each, 3), 3)
+    assert (answer["kind"], answer["reason"]) == ("withheld", "privacy budget: nothing was opened")
+    assert not entries(home, "retired")
+    assert len(entries(home, "opening")) == 2
+
+
+def test_what_was_not_charged_is_not_opened(private: tuple[Federation, Party], tmp_path: Path) -> None:
+    """A round is charged for the integers that it is said to sum: none beyond them is opened."""
+    shutil.copytree(private[0].folder, tmp_path / "copy")
+    home = replace(Federation(tmp_path / "copy").home(KEY_HOLDER), posture=detect())
+    each = updates(1)
+    each.pop(KEY_HOLDER)
+    total = private[1].total(each, 1)
+    with living(home) as room:
+        room.round().close()
+        assert refused(room.open(total, 1, whole=LENGTH - 1))
+        assert opened(room.open(total, 1)) == summed(each)
+        assert refused(room.open(total, 1, segment=1))  # the round had one segment
+        assert refused(room.open(total, 1, segment=1, whole=10 * LENGTH))
+    assert len(entries(home, "privacy")) == len(entries(home, "opening")) == 1
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = json.loads(line)["entry"]
+    return entry

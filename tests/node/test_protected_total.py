@@ -12,8 +12,7 @@ from keys.planner import choose
 from node import update
 from node.privacy.account import HospitalAccount
 from node.privacy.arrange import arrange, budget
-from node.privacy.budget import BudgetError
-from node.privacy.hospital import PrivacyError
+from node.privacy.budget import BudgetError, PrivacyError
 from node.privacy.settings import PrivacySettings
 
 NAMES = ("ada", "bo", "cy", "di", "eva")

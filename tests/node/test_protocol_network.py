@@ -248,6 +248,18 @@ def test_below_the_quorum_nothing_is_opened_and_everyone_hears_it() -> None:
         assert "below the quorum" in failed[0].what
 
 
+def test_a_spent_budget_ends_the_study_for_everyone_and_is_no_failure_of_it() -> None:
+    network = Network(5, seed=4, rounds=6)
+    network.withheld_from = 3
+    assert network.run()
+    check(network)
+    assert {o.round for o in network.openings} == {0, 1, 2}
+    assert all(node.error is None for node in network.nodes.values())
+    for name in network.names:
+        told = [report.what for who, report in network.reports if who == name and report.what.startswith("failed")]
+        assert told == ["failed: privacy budget: nothing was opened"]
+
+
 def test_a_study_whose_rounds_all_fail_ends() -> None:
     network = Network(3, seed=3, rounds=50)
     network.lose_own = {("p01", round_) for round_ in range(1, 51)}

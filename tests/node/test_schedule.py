@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.protocol.messages import EVALUATE, STATISTICS, TRAIN
+from node.protocol.messages import ENERGIES, EVALUATE, STATISTICS, TRAIN
 from node.protocol.schedule import Schedule
 
 
@@ -24,3 +24,17 @@ def test_every_training_is_there_and_an_evaluation_after_every_few_and_the_last(
     assert schedule.trained(schedule.last + 5) == training
     assert schedule.evaluated(schedule.last) == purposes.count(EVALUATE)
     assert schedule.trained(-1) == 0
+    assert schedule.purpose(schedule.last + 1) == TRAIN
+
+
+@given(st.integers(1, 60), st.integers(0, 70))
+def test_with_energies_each_training_follows_the_round_that_chooses_its_mask(training: int, every: int) -> None:
+    schedule = Schedule(training, every, energies=True)
+    expected = [STATISTICS]
+    for done in range(1, training + 1):
+        expected += [ENERGIES, TRAIN]
+        if every and (done % every == 0 or done == training):
+            expected.append(EVALUATE)
+    assert [schedule.purpose(number) for number in range(schedule.last + 1)] == expected
+    trained = [sum(purpose == TRAIN for purpose in expected[: number + 1]) for number in range(len(expected))]
+    assert [schedule.trained(number) for number in range(len(expected))] == trained

@@ -76,7 +76,7 @@ def test_the_study_to_start_from_and_the_default_study_are_valid() -> None:
         ("aggregation", "segment_ciphertexts = 2000",
          "aggregation.segment_ciphertexts: expected a whole number from 1 to 1024, came 2000"),
         ("aggregation", "cilp = 1.0", 'aggregation.cilp: unknown key; did you mean "clip"?'),
-        ("privacy", 'mode = "dp"', 'privacy.mode: expected "none" (this version has no DP mode), came "dp"'),
+        ("privacy", 'mode = "dp"', 'privacy.mode: expected "none", "record" or "hospital", came "dp"'),
         ("deadlines", "round_seconds = 0",
          "deadlines.round_seconds: expected a number of seconds above 0, came 0"),
         ("debug", "check_sums = 1", "debug.check_sums: expected true or false, came 1"),
@@ -114,10 +114,9 @@ def test_a_missing_or_wrong_table_is_named() -> None:
     ]
 
 
-def test_two_parties_are_refused_for_want_of_a_local_dp_mode() -> None:
+def test_two_parties_are_refused_without_noise_of_their_own() -> None:
     (problem,) = problems_of(MINIMAL + "[aggregation]\nallow_two_parties = true")
-    assert "a local DP mode" in problem
-    assert "this version has none" in problem
+    assert "aggregation.allow_two_parties: expected false without [privacy]" in problem
 
 
 def test_sums_that_cannot_be_exact_are_refused_by_the_planner() -> None:
