@@ -206,6 +206,7 @@ def test_nothing_in_a_running_study_asks_for_the_time_of_day() -> None:
             "neighbours.py": {"take", "_tell_time"},  # what the status shows, and what check-network asks for
             "observer.py": {"__init__", "take", "write"},
             "status.py": {"read_status"},
+            "flower.py": {"_ask"},  # a message of Flower says when it was made
         },
         "datetime.now": {"supervisor.py": {"run_node"}, "warm.py": {"_template"}, "simulation.py": {"hold_ceremony"}},
     }
