@@ -58,7 +58,7 @@ def test_real_nodes_on_shaped_links_take_at_least_what_the_links_need(monkeypatc
     up = 61_440 * 4  # four ciphertexts are one segment: the second link begins when the first is done
     assert row["segments"] == 1
     least = (2 * up + 2 * 4 * 30_000) * 8 / 2e6
-    assert least < row["seconds"] < 3 * least + 10  # the machine may be busy
+    assert 0.95 * least < row["seconds"] < 3 * least + 10  # a bucket is full at first; the machine may be busy
     assert row["from_open_s"] > row["seconds"]
     assert not namespaces_of_ours()
 

@@ -41,6 +41,7 @@ class Node:
         for number, part in enumerate(self.plan.segments(integers.size)):
             self.message = integers[part].astype("<i4").tobytes()
             part_of_ours = np.frombuffer(self.message, "<i4").astype(np.int64)
+            self.sealer.stock(self.plan.ciphertexts(part_of_ours.size))  # as sealers do: the message is added to zeros
             sealed = update.seal_segment(part_of_ours, number, self.sealer, canary_key)
             marks = canaries.digits(canary_key, self.plan, number, self.plan.ciphertexts(part_of_ours.size))
             same += int((self.opener.open(sealed, part_of_ours.size, 1, marks) == part_of_ours).sum())
