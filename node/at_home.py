@@ -73,7 +73,7 @@ def evaluate_at_home(home: Path, which: str, seconds: float) -> OwnFigures:
         raise AtHomeError(f"{home}: has joined no manifest yet (`wardtree ceremony join`)")
     party = ceremony.read_card(home / ceremony.CARD).name
     study = parse_study(manifest.study, "the study in the manifest")
-    if task_digest(study.task.class_name) != manifest.task_digest:
+    if task_digest(study.task.class_name, study.task.options) != manifest.task_digest:
         raise AtHomeError(f"task {study.task.class_name}: its code here is not the code that all parties signed")
     model = _model(home, manifest, which)
     settings = read_settings(home / SETTINGS)
@@ -85,7 +85,8 @@ def evaluate_at_home(home: Path, which: str, seconds: float) -> OwnFigures:
     def work() -> None:
         ours.close()
         readable = readable_files([data, sandbox.get("read", [])], home)
-        enter(policy.template(home, task_source(study.task.class_name), readable), posture, theirs.descriptors)
+        source = task_source(study.task.class_name, study.task.options)
+        enter(policy.template(home, source, readable), posture, theirs.descriptors)
         name_process(f"enclave {party}")
         reseed()
         narrow(policy.enclave(), posture)
