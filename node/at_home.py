@@ -122,9 +122,8 @@ def _answer(channel: Channel, study: Study, setup: Setup, model: Model) -> None:
     except Exception as error:
         # A stranger's exception may quote data: of those only the type is said.
         text = str(error) if isinstance(error, WardtreeError) else f"the task failed: {describe(error)}"
-        rule = witness.rule(error)
-        refused = f"; refused by the sandbox: {rule}" if rule else ""
-        channel.send("error", text=f"{setup.party}: {text.removeprefix(f'{setup.party}: ')}{refused}")
+        told = text.removeprefix(f"{setup.party}: ") + witness.refusal(error)
+        channel.send("error", text=f"{setup.party}: {told}")
     else:
         channel.send("figures", figures={name: float(value) for name, value in figures.items()})
 

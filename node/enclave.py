@@ -233,18 +233,13 @@ def run_enclave(
     except update.UpdateError as error:
         report(relay, f"{settings.party}: {error}")
     except WardtreeError as error:
-        report(relay, f"{error}{_refused(witness, error)}")
+        report(relay, f"{error}{witness.refusal(error)}")
     except Exception as error:
         # The message of a stranger's exception may quote data: it stays here.
-        report(relay, f"{settings.party}: the task failed: {describe(error)}{_refused(witness, error)}")
+        report(relay, f"{settings.party}: the task failed: {describe(error)}{witness.refusal(error)}")
     finally:
         if sealers:
             sealers.close()
-
-
-def _refused(witness: Witness, error: Exception) -> str:
-    rule = witness.rule(error)
-    return f"; refused by the sandbox: {rule}" if rule else ""
 
 
 def report(relay: Channel, text: str) -> None:

@@ -83,6 +83,11 @@ class Witness:
             return RULES[rule]
         return None
 
+    def refusal(self, error: BaseException) -> str:
+        """What a message about an exception ends with: the rule that it ran into, or nothing."""
+        rule = self.rule(error)
+        return f"; refused by the sandbox: {rule}" if rule else ""
+
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """An exception, and those during whose handling it was raised."""
