@@ -121,11 +121,9 @@ class ImageTask(Task):
 
     def initial(self) -> NDArray[np.float32]:
         """A head begins at zero; a network with weights drawn from the study's seed, by torch's own rules."""
-        import torch
+        from node.tasks.networks import drawn, flat
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
-            return _flat(self._options.network())
+        return flat(drawn(self._options.network, self._seed))
 
     def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
         """``local_epochs`` passes of stochastic gradient descent with momentum, which begins anew in each round.
@@ -134,6 +132,8 @@ class ImageTask(Task):
         """
         import torch
         from torch.nn.functional import cross_entropy
+
+        from node.tasks.networks import flat
 
         options = self._options
         network = self._network(model)
@@ -146,7 +146,7 @@ class ImageTask(Task):
                 loss = cross_entropy(network(_inputs(self._train.x[batch.numpy()])), y[batch])
                 loss.backward()
                 optimizer.step()
-        return _flat(network) - model
+        return flat(network) - model
 
     def evaluation_spec(self) -> EvaluationSpec:
         return EvaluationSpec(classes=len(self._options.classes), measures=(Measure("log_loss", 0.0, _MOST_LOSS),))
@@ -171,12 +171,9 @@ class ImageTask(Task):
         return np.concatenate(parts)
 
     def _network(self, model: NDArray[np.float32]) -> Any:
-        import torch
-        from torch.nn.utils import vector_to_parameters
+        from node.tasks.networks import loaded
 
-        network = self._options.network()
-        vector_to_parameters(torch.from_numpy(model.astype(np.float32)), network.parameters())  # astype: a copy
-        return network
+        return loaded(self._options.network(), model)
 
 
 def log_probabilities(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -204,13 +201,6 @@ def _inputs(x: NDArray[Any]) -> Any:
     if x.dtype == np.float32:
         return torch.from_numpy(x)
     return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _flat(network: Any) -> NDArray[np.float32]:
-    from torch.nn.utils import parameters_to_vector
-
-    flat: NDArray[np.float32] = parameters_to_vector(network.parameters()).detach().numpy()
-    return flat
 
 
 def _options(table: Mapping[str, Any]) -> ImageOptions:

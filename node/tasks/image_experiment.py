@@ -101,9 +101,9 @@ class ContinuedImageTask(ImageTask):
             return super().train(model, round)
         import torch
         from torch.nn.functional import cross_entropy
-        from torch.nn.utils import parameters_to_vector
 
         from node.privacy.dpsgd import Recipe
+        from node.tasks.networks import flat
 
         network = self._network(model)
         x = torch.from_numpy(self._train.x).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -112,8 +112,7 @@ class ContinuedImageTask(ImageTask):
         recipe = Recipe(rate, options.batch_size, options.local_epochs, 1.0, 0.0, options.momentum)
         rounds = self._continued.rounds_in_all
         self._account = train_by_record(network, x, y, cross_entropy, recipe, record, rounds, round.carried)
-        trained: NDArray[np.float32] = parameters_to_vector(network.parameters()).detach().numpy()
-        return trained - model
+        return flat(network) - model
 
     def carry(self) -> bytes | None:
         """The accountant's history."""

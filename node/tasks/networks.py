@@ -7,12 +7,33 @@ not import beside every torch, and a federation would need its exact version at 
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Norm = Callable[[int], nn.Module]
 
 GROUPS = 32
+
+
+def drawn(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A network whose weights follow from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def flat(network: nn.Module) -> NDArray[np.float32]:
+    """All its values, (parameters,)."""
+    values: NDArray[np.float32] = nn.utils.parameters_to_vector(network.parameters()).detach().numpy()
+    return values
+
+
+def loaded(network: nn.Module, model: NDArray[np.float32]) -> nn.Module:
+    """The network with a model's values, which are copied."""
+    nn.utils.vector_to_parameters(torch.from_numpy(model.astype(np.float32)), network.parameters())
+    return network
 
 
 def group_norm(channels: int) -> nn.Module:

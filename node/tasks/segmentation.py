@@ -135,14 +135,15 @@ class SegmentationTask(Task):
 
     def initial(self) -> NDArray[np.float32]:
         """Weights drawn from the study's seed, by torch's own rules."""
-        from node.tasks.unet import drawn, flat
+        from node.tasks.networks import drawn, flat
 
         return flat(drawn(self._options.network, self._seed))
 
     def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
         """``local_epochs`` passes over the images or slices, or so many random patches; the optimiser begins anew in
         each round. Order, patches and flips are of torch's global generator."""
-        from node.tasks.unet import Pieces, flat, loaded, train
+        from node.tasks.networks import flat, loaded
+        from node.tasks.unet import Pieces, train
 
         options = self._options
         network = loaded(options.network(), model)
@@ -163,7 +164,8 @@ class SegmentationTask(Task):
     def dice(self, model: NDArray[np.float32]) -> NDArray[np.float64]:
         """Of each held-out image or volume and each structure: (images, structures); 1 where neither the mask nor the
         model has it."""
-        from node.tasks.unet import dice, loaded, segment
+        from node.tasks.networks import loaded
+        from node.tasks.unet import dice, segment
 
         network = loaded(self._options.network(), model).eval()
         return np.stack([dice(segment(network, each.x, self._options.size), each.masks) for each in self._test])

@@ -76,7 +76,8 @@ class SegmentationExperimentTask(SegmentationTask):
         self, model: NDArray[np.float32], round: TrainingRound, record: RecordOptions
     ) -> NDArray[np.float32]:
         from node.privacy.dpsgd import Recipe
-        from node.tasks.unet import Pieces, flat, loaded, loss
+        from node.tasks.networks import flat, loaded
+        from node.tasks.unet import Pieces, loss
 
         options = self._options
         pieces = Pieces([(each.x, each.masks) for each in self._train], options.size, options.patches, options.flips)

@@ -3,7 +3,7 @@ not have each image's gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,25 +41,6 @@ def unet(dimensions: int, inputs: int, outputs: int, channels: Sequence[int], re
         norm=("INSTANCE", {"affine": True}),
         act=("LEAKYRELU", {"negative_slope": 0.1}),
     )
-    return network
-
-
-def drawn(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A network whose weights follow from the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make()
-
-
-def flat(network: nn.Module) -> NDArray[np.float32]:
-    """All its values, (parameters,)."""
-    values: NDArray[np.float32] = nn.utils.parameters_to_vector(network.parameters()).detach().numpy()
-    return values
-
-
-def loaded(network: nn.Module, model: NDArray[np.float32]) -> nn.Module:
-    """The network with a model's values, which are copied."""
-    nn.utils.vector_to_parameters(torch.from_numpy(model.astype(np.float32)), network.parameters())
     return network
 
 
