@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from node.settings import Settings, problems
-from node.tasks.base import OptionsError, Setup, TaskError, TrainingRound
+from node.settings import Settings
+from node.tasks.base import Setup, TaskError, TrainingRound
 from node.tasks.heart_risk import RepetitionOptions, party_number
 from node.tasks.image import ImageTask
+from node.tasks.options import apart
 from node.tasks.record_privacy import RecordOptions, train_by_record
 
 
@@ -23,7 +24,7 @@ class ImageExperimentTask(ImageTask):
     """One party of the experiment. ``[data]`` has ``party = "3"`` besides, a number from which its batches follow."""
 
     def __init__(self, setup: Setup) -> None:
-        own, options = _options(setup.options)
+        own, options = apart(RepetitionOptions, setup.options)
         data = dict(setup.data)
         self._each, self._party = own.rounds_per_repetition, party_number(data.pop("party", None))
         super().__init__(replace(setup, options=options, data=data))
@@ -32,7 +33,7 @@ class ImageExperimentTask(ImageTask):
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        super().check_options(_options(options)[1])
+        super().check_options(apart(RepetitionOptions, options)[1])
 
     def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
         """As the image task; the first round of a repetition is from a first model."""
@@ -53,16 +54,6 @@ def first_head(seed: int, repetition: int, parameters: int, features: int) -> ND
     return np.random.default_rng([seed, repetition]).uniform(-bound, bound, parameters).astype(np.float32)
 
 
-def _options(table: Mapping[str, Any]) -> tuple[RepetitionOptions, dict[str, Any]]:
-    """Those of the experiment, and those of the image task."""
-    rest = dict(table)
-    mine = {key: rest.pop(key) for key in RepetitionOptions.model_fields if key in rest}
-    try:
-        return RepetitionOptions.model_validate(mine), rest
-    except ValidationError as error:
-        raise OptionsError(problems(RepetitionOptions, error)) from None
-
-
 class ContinuedOptions(Settings):
     """What ``[task.options]`` has beside those of an image task."""
 
@@ -79,7 +70,7 @@ class ContinuedImageTask(ImageTask):
     """
 
     def __init__(self, setup: Setup) -> None:
-        self._continued, options = _continued(setup.options)
+        self._continued, options = apart(ContinuedOptions, setup.options)
         self._account: bytes | None = None
         data = dict(setup.data)
         start = data.pop("start", None)
@@ -88,7 +79,7 @@ class ContinuedImageTask(ImageTask):
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        super().check_options(_continued(options)[1])
+        super().check_options(apart(ContinuedOptions, options)[1])
 
     def initial(self) -> NDArray[np.float32]:
         """Where the earlier run ended."""
@@ -117,13 +108,3 @@ class ContinuedImageTask(ImageTask):
     def carry(self) -> bytes | None:
         """The accountant's history."""
         return self._account
-
-
-def _continued(table: Mapping[str, Any]) -> tuple[ContinuedOptions, dict[str, Any]]:
-    """Those of the experiment, and those of the image task."""
-    rest = dict(table)
-    mine = {key: rest.pop(key) for key in ContinuedOptions.model_fields if key in rest}
-    try:
-        return ContinuedOptions.model_validate(mine), rest
-    except ValidationError as error:
-        raise OptionsError(problems(ContinuedOptions, error)) from None

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from node.settings import Settings, problems
-from node.tasks.base import OptionsError, Setup, TrainingRound
+from node.settings import Settings
+from node.tasks.base import Setup, TrainingRound
+from node.tasks.options import apart
 from node.tasks.record_privacy import RecordOptions, train_by_record
 from node.tasks.segmentation import SegmentationTask
 
@@ -50,13 +51,13 @@ class SegmentationExperimentTask(SegmentationTask):
     """One party of the experiment."""
 
     def __init__(self, setup: Setup) -> None:
-        self._noise, options = _options(setup.options)
+        self._noise, options = apart(NoiseOptions, setup.options)
         self._account: bytes | None = None
         super().__init__(replace(setup, options=options))
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:
-        super().check_options(_options(options)[1])
+        super().check_options(apart(NoiseOptions, options)[1])
 
     def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
         """As the segmentation task, with noise."""
@@ -87,13 +88,3 @@ class SegmentationExperimentTask(SegmentationTask):
         network = loaded(options.network(), model)
         self._account = train_by_record(network, x, masks, loss, recipe, record, round.rounds, round.carried)
         return flat(network) - model
-
-
-def _options(table: Mapping[str, Any]) -> tuple[NoiseOptions, dict[str, Any]]:
-    """Those of the noise, and those of the segmentation task."""
-    rest = dict(table)
-    mine = {key: rest.pop(key) for key in NoiseOptions.model_fields if key in rest}
-    try:
-        return NoiseOptions.model_validate(mine), rest
-    except ValidationError as error:
-        raise OptionsError(problems(NoiseOptions, error)) from None
