@@ -36,7 +36,7 @@ REFUSED = b"wardtree: another node with your identity is connected"
 CHECK_SECONDS = 0.1
 """So often we look at what came over connections, whether or not it makes a message: between two looks a peer can fill
 as much memory as its link carries. Ten looks cost an idle node 3 ms."""
-BUSY_CHECK_SECONDS = 0.005
+BUSY_CHECK_SECONDS = 0.025
 """No more often where messages come all the time."""
 
 MOST_PARTS = 4
