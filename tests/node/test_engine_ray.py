@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ import pytest
 
 from node.cli.local import SYNTHETIC
 from node.engine_ray import RayEngine, shares
+from node.home import load_home
 from node.local import Outcome, run_federation
 from node.published import load_model
 from node.record import Record
@@ -79,7 +81,8 @@ def test_two_workers_run_each_its_own_parties_of_one_federation(tmp_path: Path) 
 
 
 def _homes_came_back(fed: Federation, outcome: Outcome) -> None:
-    digests = {load_model(fed.home(name) / "model.npz").state for name in fed.names}
+    manifest = load_home(fed.home(fed.key_holder), datetime.now(UTC)).digest
+    digests = {load_model(fed.home(name) / "model.npz").digest(manifest).hex() for name in fed.names}
     assert digests == set(outcome.record.final.values())
     assert sorted(path.name for path in (fed.out / "models").iterdir())[-1].startswith("round-")
 
