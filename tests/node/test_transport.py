@@ -13,8 +13,9 @@ import zmq
 from nacl.public import PrivateKey
 from zmq.utils import z85
 
-from node import transport
-from node.transport import REFUSED, Peer, Transport, TransportError
+from node import line
+from node.line import Peer
+from node.transport import REFUSED, Transport, TransportError
 
 NAMES = ("apex", "bo", "cy")
 SECRETS = {name: bytes([number]) * 32 for number, name in enumerate((*NAMES, "mallory"), start=1)}
@@ -254,7 +255,7 @@ def test_what_goes_nowhere_is_said_to_go_nowhere(world: World) -> None:
 def test_a_child_that_came_before_its_parent_connects_when_it_comes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "REDIAL_SECONDS", 0.2)
+    monkeypatch.setattr(line, "REDIAL_SECONDS", 0.2)
     child = world.node("bo")
     world.a_while(0.3)
     assert not child.transport.send("apex", [b"too early"])
