@@ -143,7 +143,9 @@ def test_a_strangers_key_is_refused_counted_and_logged(world: World) -> None:
     mallory = world.node("bo", secret=SECRETS["mallory"])
     world.until(lambda: len(parent.log) >= 2 and mallory.log)  # each of its attempts counts
     expected = (f"key {z85.encode(PUBLIC['mallory']).decode()}", "a CURVE key of the manifest", "a stranger's")
-    assert set(parent.log) == {expected}
+    gone_at_once = ("a connection", "a CURVE handshake", "something else")
+    assert expected in parent.log
+    assert set(parent.log) <= {expected, gone_at_once}, "libzmq may end one before we look at it"
     assert not mallory.transport.send("apex", [b"let me in"])
     assert mallory.connections == []
     assert mallory.log[0][:2] == ("apex", "a CURVE handshake")
