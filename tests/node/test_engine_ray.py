@@ -96,7 +96,7 @@ def test_nothing_outlives_a_killed_run(tmp_path: Path) -> None:
     arguments = ["local", "--task", "synthetic", "--parties", "5", "--rounds", "2000", "--engine", "ray"]
     command = [sys.executable, "-m", "node", *arguments, "--workers", "2", "--out", str(tmp_path / "run")]
     run = subprocess.Popen(command, cwd=Path(__file__).parents[2])
-    started = []
+    started: list[psutil.Process] = []
     deadline = time.monotonic() + 200
     while not any(each.name().startswith("relay") for each in started) and time.monotonic() < deadline:
         assert run.poll() is None
