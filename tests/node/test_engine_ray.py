@@ -53,6 +53,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_ray
+@pytest.mark.timeout(600)
 @pytest.mark.confined
 @pytest.mark.usefixtures("alone")
 def test_two_workers_run_each_its_own_parties_of_one_federation(tmp_path: Path) -> None:
@@ -90,6 +91,7 @@ def _homes_came_back(fed: Federation, outcome: Outcome) -> None:
 
 
 @needs_ray
+@pytest.mark.timeout(600)
 @pytest.mark.confined
 @pytest.mark.usefixtures("alone")
 def test_nothing_outlives_a_killed_run(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_nothing_outlives_a_killed_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "node", *arguments, "--workers", "2", "--out", str(tmp_path / "run")]
     run = subprocess.Popen(command, cwd=Path(__file__).parents[2])
     started: list[psutil.Process] = []
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not any(each.name().startswith("relay") for each in started) and time.monotonic() < deadline:
         assert run.poll() is None
         time.sleep(0.5)
