@@ -28,12 +28,14 @@ class Results:
         folder, name: where, and what all its files are called.
         keys: the fields by which a row is known; a new row takes the place of an old one of the same.
         rows: what was measured.
+        missing: measure only what has no row yet.
     """
 
     folder: Path
     name: str
     keys: tuple[str, ...]
     quick: bool = False
+    missing: bool = False
     rows: list[Row] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -47,6 +49,8 @@ class Results:
 
     def measure(self, plan: Sequence[tuple[Row, Callable[[], Row]]]) -> None:
         """Make each row, with a line of progress for each: its keys, and what gives the rest of it."""
+        if self.missing:
+            plan = [(key, make) for key, make in plan if not self.find(**key)]
         with progress(self.name, len(plan)) as advance:
             for key, make in plan:
                 began = time.monotonic()
