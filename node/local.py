@@ -153,12 +153,12 @@ def _allow_descriptors(parties: int) -> None:
 def _nursery(study: Study, helpers: dict[str, int]) -> Nursery | None:
     """A warm process for the templates of all nodes, where there is something heavy to share."""
     with uninterrupted():
-        from node.enclave import is_heavy
+        from node.enclave import is_heavy, warm_besides
         from node.warm import start_nursery
 
-    if not is_heavy(study.task.class_name):
+    if not is_heavy(study):
         return None
-    nursery, helpers["nursery"] = start_nursery(study.task.class_name)
+    nursery, helpers["nursery"] = start_nursery(study.task.class_name, warm_besides(study))
     return nursery
 
 

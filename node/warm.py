@@ -40,18 +40,18 @@ class Nursery:
         socket.send_fds(self._requests, request, [end.fileno() for end in ends])
 
 
-def start_nursery(task: str) -> tuple[Nursery, int]:
-    """Fork the warm process; gives what supervisors need, and its process id."""
+def start_nursery(task: str, besides: Sequence[str] = ()) -> tuple[Nursery, int]:
+    """Fork the warm process; gives what supervisors need, and its process id. ``besides``: modules to import too."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = spawn(signal.SIGKILL, _run, theirs, ours, task)
+    process = spawn(signal.SIGKILL, _run, theirs, ours, task, besides)
     theirs.close()
     return Nursery(ours), process
 
 
-def _run(requests: socket.socket, other: socket.socket, task: str) -> None:
+def _run(requests: socket.socket, other: socket.socket, task: str, besides: Sequence[str]) -> None:
     other.close()
     name_process("nursery")
-    warm_up(task)
+    warm_up(task, besides)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # templates end when they will: the kernel takes them away
     while True:
         request, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST, 2)

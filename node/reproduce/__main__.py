@@ -83,9 +83,9 @@ def table5(
         five.run(
             results,
             repetitions or (5 if quick else 100),
-            tuple(parties or five.PARTIES),
+            tuple(parties or (five.QUICK_PARTIES if quick else five.PARTIES)),
             _known("--scheme", scheme, five.SCHEMES),
-            _known("--file", file, tuple(FILES)),
+            _known("--file", file or (list(FILES)[:1] if quick else None), tuple(FILES)),
         )
     five.publish(results)
 
@@ -96,7 +96,7 @@ def table3(
     out: Out = None,
     redraw: Redraw = False,
     missing: Missing = False,
-    repetitions: Annotated[int | None, typer.Option(min=1, help="Of each cell; default 100, quick 10.")] = None,
+    repetitions: Annotated[int | None, typer.Option(min=1, help="Default: 100, in the tree or of images 2.")] = None,
     recipe: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(three.CASES)}.")] = None,
     accountant: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(MECHANISMS)}.")] = None,
     epsilon: Annotated[list[float] | None, typer.Option(help="Only these, inf among them; may be repeated.")] = None,
@@ -109,7 +109,7 @@ def table3(
     if not redraw:
         three.run(
             results,
-            repetitions or (10 if quick else 100),
+            repetitions,
             tuple(epsilon or (three.QUICK_EPSILONS if quick else three.EPSILONS)),
             _known("--recipe", recipe, tuple(three.CASES)),
             _known("--accountant", accountant, MECHANISMS),
@@ -226,11 +226,13 @@ def scoring(
     redraw: Redraw = False,
     patients: Annotated[list[int] | None, typer.Option(min=1, max=8192, help="Only so many; may be repeated.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs after a warm-up.")] = 5,
+    way: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(scores.WAYS)}.")] = None,
 ) -> None:
     """Deployment: encrypted scoring, its times, sizes and differences from scores in the clear."""
-    results = _results("scoring", ("model", "patients"), quick, out)
+    results = _results("scoring", ("way", "model", "patients"), quick, out)
     if not redraw:
-        scores.run(results, tuple(patients or (scores.QUICK_PATIENTS if quick else scores.PATIENTS)), repeats)
+        sizes = tuple(patients or (scores.QUICK_PATIENTS if quick else scores.PATIENTS))
+        scores.run(results, sizes, repeats, _known("--way", way, tuple(scores.WAYS)))
     scores.publish(results)
 
 

@@ -139,6 +139,7 @@ def draw(results: Results, file: Path) -> None:
                     for at, pixels in ((0, true), (place, found)):
                         image = _image(pixels, row["shape"])
                         line[at * (SHOWN + 1) + number].imshow(image, interpolation="nearest")
+        figure.suptitle("\n\n", fontsize=10)  # room for the titles of the groups, which no axes has
         titles = ("the hospitals' images", *(f"found: {attack}" for attack in ATTACKS))
         for place, title in enumerate(titles):
             figure.text((place + 0.5) / groups, 0.995, title, ha="center", va="top", fontsize=10)

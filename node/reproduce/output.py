@@ -55,9 +55,11 @@ class Results:
             for key, make in plan:
                 began = time.monotonic()
                 advance(", ".join(str(value) for value in key.values()), 0)
-                self.rows = [row for row in self.rows if any(row.get(name) != key[name] for name in self.keys)]
-                self.rows.append({**key, **make()})
-                self.seconds += time.monotonic() - began
+                made = {**key, **make()}
+                took = time.monotonic() - began
+                before = [row for row in self.rows if all(row.get(name) == key[name] for name in self.keys)]
+                self.rows = [*(row for row in self.rows if row not in before), {**made, "took_s": round(took, 1)}]
+                self.seconds += took - sum(row.get("took_s", 0.0) for row in before)
                 self._save()
                 advance("", 1)
 

@@ -31,14 +31,15 @@ class Case:
 
     Attributes:
         pictures: the data set of images whose top layer is learnt; None: the heart-disease patients.
-        most: repetitions at most.
+        repetitions, quick: of each cell, unless another number is asked for.
         hospitals: that learn it together, through the tree; 0: it is learnt in one place.
     """
 
     recipe: Recipe
     expected: dict[float, float]
     pictures: str | None = None
-    most: int = 1000
+    repetitions: int = 100
+    quick: int = 10
     hospitals: int = 0
 
     def cells(self, epsilons: Sequence[float], mechanisms: Sequence[Mechanism]) -> Iterator[tuple[Mechanism, float]]:
@@ -58,9 +59,9 @@ CASES = {
     "batch 64": Case(Recipe(0.1, 64, 5, 1.0, 0.0), {0.1: 65.7, 0.3: 67.7, 1.0: 67.9, 10.0: 67.9}),
 }
 HEAD = Recipe(1e-3, 256, 10, 10.0, 0.0, momentum=0.9)
-CASES |= {f"{name}, top layer": Case(HEAD, {}, name, 5) for name in NAMES}
+CASES |= {f"{name}, top layer": Case(HEAD, {}, name, 2, 1) for name in NAMES}
 TREE = "in the tree, 4 hospitals"
-CASES[TREE] = Case(Recipe(1.0, None, 5, 1.0, 0.0), {}, most=3, hospitals=4)
+CASES[TREE] = Case(Recipe(1.0, None, 5, 1.0, 0.0), {}, None, 2, 1, hospitals=4)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Problem:
 
 def run(
     results: Results,
-    repetitions: int,
+    repetitions: int | None = None,
     epsilons: Sequence[float] = EPSILONS,
     recipes: Sequence[str] = tuple(CASES),
     mechanisms: Sequence[Mechanism] = MECHANISMS,
@@ -85,19 +86,18 @@ def run(
 ) -> None:
     """Measure the cells asked for, of image models those whose ``pictures`` are there."""
     there = [name for name in recipes if CASES[name].pictures in (None, *(pictures or {}))]
-    results.measure(list(_plan(repetitions, epsilons, there, mechanisms, pictures or {})))
+    counts = {name: repetitions or (CASES[name].quick if results.quick else CASES[name].repetitions) for name in there}
+    results.measure(list(_plan(counts, epsilons, mechanisms, pictures or {})))
 
 
 def _plan(
-    repetitions: int,
+    repetitions: Mapping[str, int],
     epsilons: Sequence[float],
-    recipes: Sequence[str],
     mechanisms: Sequence[Mechanism],
     pictures: Mapping[str, Pictures],
 ) -> Iterator[tuple[Row, Callable[[], Row]]]:
-    for recipe in recipes:
+    for recipe, count in repetitions.items():
         case = CASES[recipe]
-        count = min(repetitions, case.most)
         for mechanism, epsilon in case.cells(epsilons, mechanisms):
             key = {"recipe": recipe, "accountant": mechanism, "epsilon": named(epsilon)}
             if case.hospitals:

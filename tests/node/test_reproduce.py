@@ -13,10 +13,12 @@ import pytest
 
 from keys.manifest import TWO_PARTIES
 from node.federation import FederationError, check_size
-from node.reproduce import heap, overhead, table3, table5, timings
+from node.privacy.budget import Budget
+from node.reproduce import heap, overhead, table3, table3_page, table5, timings
 from node.reproduce.approximate import LARGE, SMALL, make_contexts
 from node.reproduce.framingham import FILES
 from node.reproduce.output import Results
+from node.reproduce.table3_tree import tree_cell
 from node.simulation import in_process
 from node.study import parse_study
 from tests.keys.test_succession import NEW, OLD, manifest
@@ -106,6 +108,14 @@ def test_noise_and_accuracy_of_a_cell_with_privacy() -> None:
     assert all(50 < accuracy < 80 for accuracy in cell["accuracies"])
 
 
+def test_the_epsilon_in_the_ledgers_of_hospitals_is_opacus_own() -> None:
+    cell = tree_cell(Budget(1.0, 1e-5), 3, 1)
+    assert [name for name, _, _ in cell["ledgers"]] == ["party-01", "party-02", "party-03"]
+    assert all(spent == pytest.approx(opacus, abs=1e-9) for _, spent, opacus in cell["ledgers"])
+    assert 0.95 < cell["spent"] <= 1.0
+    assert cell["steps"] == 5
+
+
 def test_the_formula_and_its_share_of_few_cores() -> None:
     row = {"encrypt_s": 8.0, "add_s": 1.0, "decrypt_s": 2.0, "send_s": 3.0}
     assert overhead.formula(row, 4) == 8 + 2 + 4 * 4
@@ -130,6 +140,9 @@ def test_rows_are_kept_between_runs_and_replaced_by_their_keys(tmp_path: Path) -
         results.measure([({"a": key}, lambda value=value: {"b": value}) for key, value in enumerate(values)])  # type: ignore[misc]
     assert {row["a"]: row["b"] for row in Results(tmp_path, "it", ("a",)).rows} == {0: 3, 1: 2}
     assert Results(tmp_path, "it", ("a",), quick=True).rows == []
+    rest = Results(tmp_path, "it", ("a",), missing=True)
+    rest.measure([({"a": key}, lambda: {"b": 4}) for key in range(3)])
+    assert {row["a"]: row["b"] for row in rest.rows} == {0: 3, 1: 2, 2: 4}
 
 
 def test_the_program_writes_page_picture_and_figures(tmp_path: Path) -> None:
@@ -153,9 +166,11 @@ def test_the_program_writes_page_picture_and_figures(tmp_path: Path) -> None:
 def test_every_page_can_be_made_of_few_cells(tmp_path: Path) -> None:
     five = Results(tmp_path, "table5", ("file", "parties", "scheme"), True)
     table5.run(five, 1, (2,), (table5.PLAIN, SMALL.name), ("4,238 rows",))
+    table5.publish(five)
     assert "| not judged by" not in (tmp_path / "table5.md").read_text()  # there is nothing of ours to judge
     three = Results(tmp_path, "table3", ("recipe", "accountant", "epsilon"), True)
     table3.run(three, 2, (float("inf"), 1.0), ("full batch",), ("rdp",))
+    table3_page.publish(three)
     assert "not judged by 2 repetitions" in (tmp_path / "table3.md").read_text()
     for name in ("table5", "table3"):
         assert {file.suffix for file in tmp_path.glob(f"{name}.*")} == {".md", ".svg", ".csv", ".json"}
