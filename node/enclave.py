@@ -69,6 +69,8 @@ WARM = {
     ),
 }
 WARM_FOR_OTHERS = ("torch", "torch._dynamo", "pandas")
+
+
 WARM_FOR_RECORDS = ("torch._dynamo", "opacus", "node.privacy.record")
 
 INITIAL_PIECE = 1 << 16
@@ -133,7 +135,7 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
     """
     name_process(f"template {settings.party}")
     adopt_orphans()
-    warm_up(settings.task, warm_besides(settings.study))
+    warm_up(settings.task, WARM_FOR_RECORDS if settings.study.privacy.mode == "record" else ())
     with contextlib.suppress(WardtreeError, OSError):  # an enclave that needs the key will say what is wrong with it
         prepare_plan(settings.plan, None if settings.is_key_holder else (settings.home / PUBLIC_KEY).read_bytes())
     policy.before_forks()
@@ -180,16 +182,6 @@ def _enter(
     if keyroom_socket:
         keyroom_socket.close()
     run_enclave(relay, keyroom, model, settings, carry_key)
-
-
-def is_heavy(study: Study) -> bool:
-    """Whether :func:`warm_up` imports much for it."""
-    return bool(WARM.get(study.task.class_name, WARM_FOR_OTHERS) or warm_besides(study))
-
-
-def warm_besides(study: Study) -> Sequence[str]:
-    """What a study's privacy needs, beside what its task does."""
-    return WARM_FOR_RECORDS if study.privacy.mode == "record" else ()
 
 
 def warm_up(task: str, more: Sequence[str] = ()) -> None:

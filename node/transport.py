@@ -33,11 +33,11 @@ aborts the process (``!_io_error``) when a peer fills our queue, hangs up, and a
 REDIAL_SECONDS = 1.0
 PATIENT_FAILURES = 5
 REFUSED = b"wardtree: another node with your identity is connected"
-CHECK_SECONDS = 0.1
-"""So often we look at what came over connections, whether or not it makes a message: between two looks a peer can fill
-as much memory as its link carries. Ten looks cost an idle node 3 ms."""
-BUSY_CHECK_SECONDS = 0.005
-"""No more often where messages come all the time."""
+LOOK_SECONDS = 0.1
+"""So often we look at what came over connections, while something does, whether or not it makes a message: between two
+looks a peer can fill as much memory as its link carries."""
+QUIET_LOOK_SECONDS = 1.0
+"""While nothing comes: the kernel tells when something does, but not of a descriptor that libzmq closed by itself."""
 
 MOST_PARTS = 4
 """Of a message: the route at a ROUTER, a link's header, and its item of two."""
@@ -127,7 +127,7 @@ class Transport:
         keys = z85.encode(bytes(PrivateKey(curve_secret).public_key)), z85.encode(curve_secret)
         self._configure = partial(_configure, keys=keys, max_message=max_message)
         self.traffic = Traffic()
-        self._check_due = 0.0
+        self._look_due = 0.0
         self._context = zmq.Context()
         self._poller = zmq.Poller()
         self._authenticator = Authenticator(self._context)
@@ -195,7 +195,8 @@ class Transport:
         """
         if any(line.redial_at is not None for line in self._lines.values()):
             seconds = min(seconds if seconds is not None else REDIAL_SECONDS, REDIAL_SECONDS)
-        seconds = min(seconds if seconds is not None else CHECK_SECONDS, CHECK_SECONDS)
+        until_look = self._look_due - time.monotonic()
+        seconds = min(seconds if seconds is not None else until_look, until_look)
         ready = dict(self._poller.poll(max(0, int(seconds * 1000) + 1)))
         messages: list[tuple[str, list[bytes]]] = []
         if self._zap in ready:
@@ -211,12 +212,22 @@ class Transport:
                     self._connections.heard(descriptor, name)
                     messages.append((name, [frame.bytes for frame in frames]))
             line.redial_if_due()
-        if (now := time.monotonic()) >= self._check_due:
-            self._connections.check()
-            self._check_due = now + BUSY_CHECK_SECONDS
+        self._look_at_connections(ready.pop(self._connections.descriptor, 0) != 0)
         for peer, parts in messages:
             self.traffic.count(self.traffic.received, peer, parts)
         return messages, {fd for fd in ready if isinstance(fd, int)}, connected
+
+    def _look_at_connections(self, has_news: bool) -> None:
+        now = time.monotonic()
+        if has_news:
+            self._poller.unregister(self._connections.descriptor)
+            self._look_due = min(self._look_due, now + LOOK_SECONDS)
+        if now >= self._look_due:
+            if self._connections.look():
+                self._look_due = now + LOOK_SECONDS
+            else:
+                self._poller.register(self._connections.descriptor, zmq.POLLIN)
+                self._look_due = now + QUIET_LOOK_SECONDS
 
     def close(self) -> None:
         """Close everything; what is queued has a moment to leave."""
