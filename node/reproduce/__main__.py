@@ -26,6 +26,7 @@ from node.reproduce import table5 as five
 from node.reproduce import table7 as seven
 from node.reproduce import table7_page as seven_page
 from node.reproduce import timings as times
+from node.reproduce.approximate import SCHEMES
 from node.reproduce.framingham import FILES
 from node.reproduce.gradient_inversion import ATTACKS
 from node.reproduce.output import Results
@@ -74,7 +75,7 @@ def table5(
     missing: Missing = False,
     repetitions: Annotated[int | None, typer.Option(min=1, help="Of each cell; default 100, quick 5.")] = None,
     parties: Annotated[list[int] | None, typer.Option(min=2, max=16, help="Only these; may be repeated.")] = None,
-    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(five.SCHEMES)}.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(SCHEMES)}.")] = None,
     file: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(FILES)}.")] = None,
 ) -> None:
     """Accuracy by encryption and number of parties: heart disease, logistic regression."""
@@ -84,7 +85,7 @@ def table5(
             results,
             repetitions or (5 if quick else 100),
             tuple(parties or (five.QUICK_PARTIES if quick else five.PARTIES)),
-            _known("--scheme", scheme, five.SCHEMES),
+            _known("--scheme", scheme, SCHEMES),
             _known("--file", file or (list(FILES)[:1] if quick else None), tuple(FILES)),
         )
     five.publish(results)
@@ -126,7 +127,7 @@ def table7(
     missing: Missing = False,
     repetitions: Annotated[int | None, typer.Option(min=1, help="Of each cell; default 10, quick 2.")] = None,
     parties: Annotated[list[int] | None, typer.Option(min=2, max=16, help="Only these; may be repeated.")] = None,
-    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(seven.SCHEMES)}.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(SCHEMES)}.")] = None,
     schedule: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(seven.SCHEDULES)}.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="Only these: digits, BloodMNIST, DermaMNIST.")] = None,
     bloodmnist: Blood = None,
@@ -141,7 +142,7 @@ def table7(
             list(_asked(data, bloodmnist, dermamnist, weights).values()),
             repetitions or (2 if quick else 10),
             tuple(parties or ((4,) if quick else seven.PARTIES)),
-            _known("--scheme", scheme, seven.SCHEMES),
+            _known("--scheme", scheme, SCHEMES),
             _known("--schedule", schedule or (["published"] if quick else None), tuple(seven.SCHEDULES)),
         )
     seven_page.publish(results)
@@ -165,7 +166,7 @@ def timings(
     out: Out = None,
     redraw: Redraw = False,
     params: Annotated[list[int] | None, typer.Option(min=1, help="Only so many; may be repeated.")] = None,
-    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(times.SCHEMES)}.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(SCHEMES)}.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs after a warm-up.")] = 9,
     concrete: Annotated[str | None, typer.Option(help="The python of an environment with concrete-python.")] = None,
 ) -> None:
@@ -173,7 +174,7 @@ def timings(
     results = _results("timings", ("params", "scheme"), quick, out)
     if not redraw:
         sizes = tuple(params or (times.QUICK_SIZES if quick else times.SIZES))
-        times.run(results, sizes, repeats, _known("--scheme", scheme, times.SCHEMES), concrete)
+        times.run(results, sizes, repeats, _known("--scheme", scheme, SCHEMES), concrete)
     times.publish(results)
 
 

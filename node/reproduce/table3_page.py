@@ -48,9 +48,9 @@ NOTES = """\
   shortens most gradients.
 - Batches and noise are drawn here from public seeds, so that the table can be repeated; the data are public. A node
   draws them from the operating system.
-- In the tree a hospital's noise hides one of 200 patients, not one of 800, so its mean over {hospitals} hospitals has
-  twice the standard deviation, and small ε cost more accuracy. Its noise is from the operating system, so a second run
-  gives other accuracies, and the same ε.
+- In the tree a hospital's noise hides one of 200 patients, not one of 800, so in the mean over {hospitals} hospitals it
+  is twice as large; and the first models differ, as in Table V. So few repetitions show neither. The noise is from the
+  operating system: a second run gives other accuracies, and the same ε.
 - The paper's image model is a ResNet-18's top layer on DermaMNIST; which network and which images are here, and why,
   [Table VII](table7.md) says. Its clipping length and the batch of {head_batch} are ours: with noise larger batches are
   better, and a length of 1 would need another learning rate with noise than without.

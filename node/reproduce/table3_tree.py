@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from node.privacy.accountant import ORDERS, Accountant, Mechanism, Spent, prv_error
+from node.privacy.accountant import ORDERS, Accountant, Mechanism, Spent, as_opacus_reckons, prv_error
 from node.privacy.budget import Budget
 from node.reproduce import ours
 from node.reproduce.framingham import FILES, read_patients, write_parties
@@ -83,4 +83,5 @@ def by_opacus(history: tuple[Spent, ...], mechanism: Mechanism, delta: float) ->
     options: dict[str, Any] = (
         {"alphas": list(ORDERS)} if mechanism == "rdp" else {"eps_error": prv_error(history, delta)}
     )
-    return float(accountant.get_epsilon(delta, **options))
+    with as_opacus_reckons():
+        return float(accountant.get_epsilon(delta, **options))

@@ -15,7 +15,7 @@ from keys.manifest import TWO_PARTIES
 from node.federation import FederationError, check_size
 from node.privacy.budget import Budget
 from node.reproduce import heap, overhead, table3, table3_page, table5, timings
-from node.reproduce.approximate import LARGE, SMALL, make_contexts
+from node.reproduce.approximate import LARGE, OURS, PLAIN, SCHEMES, SMALL, make_contexts
 from node.reproduce.framingham import FILES
 from node.reproduce.output import Results
 from node.reproduce.table3_tree import tree_cell
@@ -58,7 +58,7 @@ def test_the_quorum_of_two_is_one_only_for_two() -> None:
 
 @pytest.mark.parametrize("parties", [2, 4])
 def test_our_accuracies_are_those_without_encryption_repetition_by_repetition(parties: int) -> None:
-    plain, ours = (table5.cell(HEART, parties, scheme, 3) for scheme in (table5.PLAIN, table5.OURS))
+    plain, ours = (table5.cell(HEART, parties, scheme, 3) for scheme in (PLAIN, OURS))
     assert ours["accuracies"] == plain["accuracies"]
     assert len(set(map(tuple, plain["models"]))) == 3
     grid = table5.CLIP / (2 ** (table5.VALUE_BITS - 1) - 1)
@@ -67,7 +67,7 @@ def test_our_accuracies_are_those_without_encryption_repetition_by_repetition(pa
 
 def test_the_papers_network_means_what_one_process_means() -> None:
     for parties in (3, 5):
-        plain = table5.cell(HEART, parties, table5.PLAIN, 2)
+        plain = table5.cell(HEART, parties, PLAIN, 2)
         large = table5.cell(HEART, parties, LARGE.name, 2)
         assert large["accuracies"] == plain["accuracies"]
         assert np.allclose(large["models"], plain["models"], atol=1e-6)
@@ -90,7 +90,7 @@ def test_a_party_of_the_papers_network_that_ends_is_an_error_not_a_wait(monkeypa
 def test_a_ciphertext_of_the_papers_settings_has_the_expected_size(setting: object, size: float) -> None:
     cell = timings.cell(100, setting.name, 1)  # type: ignore[attr-defined]
     assert cell["bytes"] == pytest.approx(size, rel=0.01)
-    ours = timings.cell(100, timings.OURS, 1)
+    ours = timings.cell(100, OURS, 1)
     assert ours["bytes"] < size / 1.9
     assert 0 < ours["error"] < 1e-3
 
@@ -155,8 +155,8 @@ def test_the_program_writes_page_picture_and_figures(tmp_path: Path) -> None:
     assert "| kept |" in page
     assert "not kept" not in page
     with (tmp_path / "timings.csv").open() as file:
-        assert [row["scheme"] for row in csv.DictReader(file)] == list(timings.SCHEMES)
-    assert len(json.loads((tmp_path / "timings.json").read_text())["rows"]) == len(timings.SCHEMES)
+        assert [row["scheme"] for row in csv.DictReader(file)] == list(SCHEMES)
+    assert len(json.loads((tmp_path / "timings.json").read_text())["rows"]) == len(SCHEMES)
     picture = (tmp_path / "timings.svg").read_bytes()
     assert reproduce("timings", *options, "--redraw").returncode == 0
     assert (tmp_path / "timings.md").read_text() == page
@@ -165,7 +165,7 @@ def test_the_program_writes_page_picture_and_figures(tmp_path: Path) -> None:
 
 def test_every_page_can_be_made_of_few_cells(tmp_path: Path) -> None:
     five = Results(tmp_path, "table5", ("file", "parties", "scheme"), True)
-    table5.run(five, 1, (2,), (table5.PLAIN, SMALL.name), ("4,238 rows",))
+    table5.run(five, 1, (2,), (PLAIN, SMALL.name), ("4,238 rows",))
     table5.publish(five)
     assert "| not judged by" not in (tmp_path / "table5.md").read_text()  # there is nothing of ours to judge
     three = Results(tmp_path, "table3", ("recipe", "accountant", "epsilon"), True)
