@@ -28,7 +28,7 @@ labels. What it *sees* is what the tree decides, so each attack is run against w
 | here: everyone after the round, the key holder too | the total; without one's own update it is that of n - 1 |
 | here: all but one together; the key holder with the parent of a leaf | one hospital's update |
 
-![What two attacks recover from each view](attacks.svg)
+![What three attacks recover from each view](attacks.svg)
 """
 
 NOTES = """\

@@ -56,7 +56,7 @@ SCHEDULES = {
     "published": Schedule(5),
     "longer": Schedule(30, parties=(4,), schemes=(PLAIN, OURS), most=3),
     "whole ResNet-18": Schedule(
-        3, clip=0.25, value_bits=14, parties=(4,), schemes=(OURS,), most=1, whole=True, images=2048
+        3, clip=0.25, value_bits=14, parties=(4,), schemes=(OURS,), most=1, whole=True, images=512
     ),
 }
 
