@@ -70,7 +70,8 @@ def run_federation(federation: Federation, watch: Callable[[Record], None], page
         gauge = Gauge()
         helpers["gauge"] = gauge.process
         pages = {} if page is None else {federation.key_holder: page}
-        nursery, helpers["nursery"] = start_nursery(federation.study.task.class_name)
+        study = federation.study
+        nursery, helpers["nursery"] = start_nursery(study.task.class_name, study.privacy.mode)
         launcher = prepare(federation, nursery=nursery, pages=pages)
         outcome = Outcome(Record(federation.names), tree_of(federation))
         outcome.ceremony_seconds = time.monotonic() - began
