@@ -189,8 +189,13 @@ def test_scores_under_an_encrypted_model_are_those_in_the_clear(
     assert key.stat().st_mode & 0o777 == 0o600
     weights = load_file(model / WEIGHTS)["weight"]
     assert weights.tobytes() not in sealed.read_bytes()
-    options = ("--encrypted-model", sealed, "--card", model / CARD, "--data", PATIENTS, "--out", answer)
-    done = wardtree("score", "apply", *options, "--home", clinic, passphrase=PASSPHRASE)
+    np.save(tmp_path / "wide.npy", np.zeros((3, 9)))
+    apply = ("score", "apply", "--encrypted-model", sealed, "--card", model / CARD, "--out", answer, "--home", clinic)
+    done = wardtree(*apply, "--data", tmp_path / "wide.npy", passphrase=PASSPHRASE)
+    assert done.returncode == 2
+    assert done.stderr.endswith("expected at most 8192 patients of 8 features, came 3 of 9\n")
+    assert len(done.stderr.splitlines()) == 1
+    done = wardtree(*apply, "--data", PATIENTS, passphrase=PASSPHRASE)
     assert done.returncode == 0, done.stderr
     assert "Scored 45 patients" in done.stdout
     opening = ("score", "open", "--key", key, "--scores", answer, "--out", tmp_path / "scores.csv", "--home", owner)
