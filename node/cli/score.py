@@ -201,7 +201,7 @@ def encrypt_model(
 
 
 @app.command(epilog="Example: [bold]wardtree score apply --encrypted-model model.enc --card model-card.json --data "
-             "patients.csv --out scores.enc --home lund[/bold]")  # fmt: skip
+             "patients.csv --out scores.enc --manifest manifest.json[/bold]")  # fmt: skip
 def apply(
     encrypted_model: EncryptedModel,
     card_file: Card,
@@ -214,14 +214,15 @@ def apply(
 ) -> None:
     """Who has the patients: their encrypted scores under an encrypted model. Its owner will learn the scores.
 
-    Patients are read in a room that reaches no network; see docs/scoring.md for what an owner can find out.
+    Patients are read in a room that reaches no network; see docs/scoring.md for what an owner can find out. Without a
+    home the answer is unsigned: with --manifest the owner's signature is checked all the same.
     """
     refuse_existing(out)
     trust = Trust.of(manifest, home, unsigned)
     card = read_card(card_file)
     file = read_scoring_file(encrypted_model, MODEL, trust.keys)
     _same_model(file, card["state"], encrypted_model)
-    identity = trust.identity(read_passphrase(passphrase_fd, str(home))) if trust.keys is not None else None
+    identity = trust.identity(read_passphrase(passphrase_fd, str(home))) if home is not None else None
     shape = [file.facts[name] for name in ("features", "outputs")]
     arguments = (card, str(data.resolve()), file.body, shape, file.step("feature_step"))
     patients, body, seconds = in_keyroom(scoring.room_apply, *arguments, read=_readable(card, data))
@@ -229,12 +230,13 @@ def apply(
     scores = ScoringFile(SCORES, identity.name if identity else None, facts, body)
     write_public(out, scores.to_bytes(identity))
     _tell(f"Scored {patients} patients under an encrypted model", patients, seconds, len(body), out)
-    typer.echo("Next: the owner runs `wardtree score open` on the scores.")
+    unsigned_answer = "" if identity else ", --unsigned"
+    typer.echo(f"Next: the owner runs `wardtree score open` on the scores{unsigned_answer}.")
 
 
 @app.command(name="open", epilog="Examples: [bold]wardtree score open --key batch.key --batch batch.enc --scores "
              "scores.enc --out scores.csv --home lund[/bold]; [bold]wardtree score open --key model.key "
-             "--encrypted-model model.enc --scores scores.enc --out scores.csv --home uppsala[/bold]")  # fmt: skip
+             "--encrypted-model model.enc --scores scores.enc --out scores.csv --unsigned[/bold]")  # fmt: skip
 def open_scores(
     key: Key,
     scores: Annotated[Path, typer.Option(help="The file with the encrypted scores.")],

@@ -179,9 +179,9 @@ def test_encrypted_scores_are_those_in_the_clear(model: Path, members: Federatio
 def test_scores_under_an_encrypted_model_are_those_in_the_clear(
     model: Path, members: Federation, tmp_path: Path
 ) -> None:
-    """The owner has the model and no patient; who has the patients sees an encrypted model, and its card."""
+    """The owner has the model and no patient; who has the patients, no member, sees it encrypted, and its card."""
     sealed, key, answer = tmp_path / "model.enc", tmp_path / "model.key", tmp_path / "scores.enc"
-    owner, clinic = members.path("ada"), members.path("bo")
+    owner = members.path("ada")
     options = ("--model", model, "--out", sealed, "--key", key, "--home", owner)
     done = wardtree("score", "encrypt-model", *options, passphrase=PASSPHRASE)
     assert done.returncode == 0, done.stderr
@@ -190,15 +190,19 @@ def test_scores_under_an_encrypted_model_are_those_in_the_clear(
     weights = load_file(model / WEIGHTS)["weight"]
     assert weights.tobytes() not in sealed.read_bytes()
     np.save(tmp_path / "wide.npy", np.zeros((3, 9)))
-    apply = ("score", "apply", "--encrypted-model", sealed, "--card", model / CARD, "--out", answer, "--home", clinic)
-    done = wardtree(*apply, "--data", tmp_path / "wide.npy", passphrase=PASSPHRASE)
+    apply = ("score", "apply", "--encrypted-model", sealed, "--card", model / CARD, "--out", answer)
+    done = wardtree(*apply, "--data", PATIENTS, "--manifest", model / "manifest.json")
+    assert done.returncode == 2
+    assert "signed by ada, who is no member of this manifest" in done.stderr
+    apply = (*apply, "--manifest", owner / "manifest.json")
+    done = wardtree(*apply, "--data", tmp_path / "wide.npy")
     assert done.returncode == 2
     assert done.stderr.endswith("expected at most 8192 patients of 8 features, came 3 of 9\n")
     assert len(done.stderr.splitlines()) == 1
-    done = wardtree(*apply, "--data", PATIENTS, passphrase=PASSPHRASE)
+    done = wardtree(*apply, "--data", PATIENTS)
     assert done.returncode == 0, done.stderr
     assert "Scored 45 patients" in done.stdout
-    opening = ("score", "open", "--key", key, "--scores", answer, "--out", tmp_path / "scores.csv", "--home", owner)
+    opening = ("score", "open", "--key", key, "--scores", answer, "--out", tmp_path / "scores.csv", "--unsigned")
     for sent in ((), ("--batch", sealed, "--encrypted-model", sealed)):
         done = wardtree(*opening, *sent, passphrase=PASSPHRASE)
         assert done.returncode == 2
