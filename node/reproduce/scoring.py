@@ -171,6 +171,8 @@ NOTES = """\
   16 to 21 bits; the encryption itself adds nothing, its sums are exact.
 - An encrypted model is a ciphertext for each parameter, for one patient as for 8,192, so that nothing but whole scores
   is opened: it pays for many patients at once.
+- Cells may have been measured on different days. Those of the encrypted model were measured beside much other work, so
+  that their milliseconds are an order of magnitude; bytes and differences do not depend on it.
 - Reading files, the confined process, the passphrase's key derivation and signatures come on top: about a second a
   batch, most of it argon2id and importing pandas.
 """
