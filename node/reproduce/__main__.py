@@ -17,6 +17,8 @@ from node.privacy.accountant import MECHANISMS
 from node.reproduce import adpfl as ad
 from node.reproduce import attacks as attempts
 from node.reproduce import dpresnet as dpr
+from node.reproduce import medhe as med
+from node.reproduce import medhe_page, medhe_wire
 from node.reproduce import overhead as over
 from node.reproduce import scoring as scores
 from node.reproduce import table3 as three
@@ -273,6 +275,28 @@ def dpresnet(
     dpr.run(results, images, tuple(hospitals or dpr.HOSPITALS), _known("--arm", arm, dpr.ARMS), at_once)
 
 
+@app.command()
+def medhe(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    images: Annotated[Path | None, typer.Option("--images", "--bloodmnist", help="BloodMNIST: an .npz file.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(med.PARTS)}.")] = None,
+    params: Annotated[list[int] | None, typer.Option(min=1, help="The wire: only so many; may be repeated.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(med.SETS)}.")] = None,
+) -> None:
+    """MedHE: few values a round. Bytes on sockets, accuracy in pairs, ablations; goes on where it was interrupted."""
+    results = _results("medhe", ("part", "set", "schedule", "arm"), quick, out)
+    if redraw:
+        medhe_page.publish(results)
+        return
+    if images is not None and not images.is_file():
+        raise WardtreeError(f"--images: expected the .npz file of images and labels, came {images}")
+    sets = _known("--data", data, tuple(med.SETS))
+    sizes = tuple(params or (med.QUICK_PARAMS if quick else (medhe_wire.PARAMS,)))
+    med.run(results, _known("--part", part, med.PARTS), images, sizes, med.QUICK_SETS if quick and not data else sets)
+
+
 def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[T, ...]:
     for one in asked or ():
         if one not in known:
@@ -293,6 +317,7 @@ def everything(
         partial(command, quick=quick, out=out, bloodmnist=bloodmnist, dermamnist=dermamnist, weights=weights)
         for command in (table3, table7)
     ]
+    of_images.append(partial(medhe, quick=quick, out=out, images=bloodmnist))
     others = [partial(command, quick=quick, out=out) for command in (attacks, table5, timings, overhead, scoring)]
     whole = time.monotonic()
     for command in (*of_images, *others):
