@@ -84,12 +84,13 @@ def cell(params: int, name: str) -> Row:
         return in_process(_common, params, SAMPLE)  # type: ignore[no-any-return]
     kind = KINDS[name]
     outcome = ours.completed(partial(federation, params, kind))
-    traffic, rounds = outcome.record.traffic, kind.rounds
+    sent, parents, rounds = outcome.record.sent, outcome.tree.parent, kind.rounds
     assert outcome.peak
+    up = {name: sent[name].get(parent, 0) for name, parent in parents.items()}  # who ends last has no parent any more
     return {
-        "up": sum(link["to_parent"] for link in traffic.values()) / rounds,
-        "down": sum(link["to_children"] for link in traffic.values()) / rounds,
-        "apex": traffic[outcome.tree.apex]["to_parent"] / rounds,
+        "up": sum(up.values()) / rounds,
+        "down": (sum(sum(peers.values()) for peers in sent.values()) - sum(up.values())) / rounds,
+        "apex": up[outcome.tree.apex] / rounds,
         "seconds": [round(seconds, 3) for seconds in ours.seconds_of(outcome)],
         "peak_memory": outcome.peak.memory,
         "exact": outcome.record.sums_exact(),
