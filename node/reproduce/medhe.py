@@ -36,7 +36,7 @@ MARGIN = 1.0
 """Points of accuracy within which two ways count as equally good."""
 QUICK_SETS, QUICK_PARAMS, QUICK_KINDS = (HEART,), (100_000,), (wire.DENSE, "cyclic", wire.COMMON)
 QUICK_ABLATIONS = (SPARSE, "nothing waits")
-ABLATION_SEEDS = range(1001, 1006)
+ABLATION_SEEDS = range(1001, 1011)
 """Not those of the accuracies: what is chosen by ablations is not judged by the same draws."""
 EPSILON, DELTA, NORM = 1.0, 1e-5, 0.25
 POINTS = 10
@@ -73,8 +73,8 @@ _NETWORK: dict[str, Any] = {
     "block": 64,
 }
 SETS = {
-    HEART: DataSet("medhe", 20, 10, short=_TABLE),
-    FRAMINGHAM: DataSet("medhe-framingham", 20, 10, short=_TABLE),
+    HEART: DataSet("medhe", 20, 20, short=_TABLE),
+    FRAMINGHAM: DataSet("medhe-framingham", 20, 20, short=_TABLE),
     HEAD: DataSet("medhe-images", 5, 1, True, short={"rounds": 3, "local_epochs": 5}),
     NETWORK: DataSet(
         "medhe-images", 5, 1, True, long={**_NETWORK, "rounds": 60}, short={**_NETWORK, "rounds": 3, "local_epochs": 5}
@@ -138,7 +138,7 @@ def _trainings(quick: bool, sets: Sequence[str]) -> Iterator[tuple[str, str, str
         if name != NETWORK:  # it is the longest, and says no more
             yield from ((TREE, name, THREE if quick else LONG, arm, (1,)) for arm in (DENSE, SPARSE))
     for name in (name for name in sets if name in (HEART, HEAD)):
-        seeds = ABLATION_SEEDS[: 2 if quick else None]
+        seeds = ABLATION_SEEDS[: 2 if quick else 3 if SETS[name].images else None]
         yield from (
             (ABLATION, name, LONG, arm, seeds) for arm in (DENSE, *(QUICK_ABLATIONS if quick else _possible(name)))
         )
@@ -166,11 +166,8 @@ def more_seeds(key: Row, before: Row | None, seeds: Sequence[int], images: Path 
         over rounds; in the tree ``exact``, ``seconds`` of a round and ``bytes_up`` of one party.
     """
     row: Row = dict(before or {"seeds": [], "accuracy": [], "auc": [], "curves": []})
-    for seed in seeds:
-        with tempfile.TemporaryDirectory(prefix="wardtree-medhe-") as folder:
-            data = in_process(parties_data, key["set"], seed, Path(folder), images)
-            study = study_text(key["part"], key["set"], key["schedule"], key["arm"], seed)
-            figures = _in_tree(study, data) if key["part"] == TREE else in_process(_simulate, study, data)
+    found = [_in_tree(key, seed, images) for seed in seeds] if key["part"] == TREE else None
+    for seed, figures in zip(seeds, found or in_process(_simulate, key, seeds, images), strict=True):
         for name in ("accuracy", "auc"):
             row[name] = [*row[name], figures.pop(name)]
         row["curves"] = [*row["curves"], figures.pop("curve")]
@@ -259,8 +256,21 @@ def _some(images: Path) -> Path:
     return kept.resolve()
 
 
-def _simulate(study: str, data: Mapping[str, Mapping[str, Any]]) -> Row:
-    """All rounds in one process."""
+def _simulate(key: Row, seeds: Sequence[int], images: Path | None) -> list[Row]:
+    """All rounds of each seed, in one process."""
+    found = []
+    for seed in seeds:
+        with tempfile.TemporaryDirectory(prefix="wardtree-medhe-") as folder:
+            data = parties_data(key["set"], seed, Path(folder), images)
+            found.append(_simulated(_study_of(key, seed), data))
+    return found
+
+
+def _study_of(key: Row, seed: int) -> str:
+    return study_text(key["part"], key["set"], key["schedule"], key["arm"], seed)
+
+
+def _simulated(study: str, data: Mapping[str, Mapping[str, Any]]) -> Row:
     from node.reproduce.simulated import load_tasks, train
 
     parsed = parse_study(study, "medhe")
@@ -275,10 +285,13 @@ def _simulate(study: str, data: Mapping[str, Mapping[str, Any]]) -> Row:
     return figures | {"at": at, "rounds": len(sent), "sent": float(np.mean(sent)), "parameters": tasks[0].parameters}
 
 
-def _in_tree(study: str, data: Mapping[str, Mapping[str, Any]]) -> Row:
+def _in_tree(key: Row, seed: int, images: Path | None) -> Row:
     """A real federation: its last model."""
-    done = ours.run(study, data, "party-1", 1)
-    accuracy, auc = in_process(_score_last, study, data, done.models[-1], done.statistics)
+    study = _study_of(key, seed)
+    with tempfile.TemporaryDirectory(prefix="wardtree-medhe-") as folder:
+        data = in_process(parties_data, key["set"], seed, Path(folder), images)
+        done = ours.run(study, data, "party-1", 1)
+        accuracy, auc = in_process(_score_last, study, data, done.models[-1], done.statistics)
     return {
         "accuracy": accuracy,
         "auc": auc,

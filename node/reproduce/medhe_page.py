@@ -11,6 +11,7 @@ import numpy as np
 from node.pages import picture, table
 from node.reproduce import medhe
 from node.reproduce import medhe_wire as wire
+from node.reproduce.approximate import LARGE
 from node.reproduce.equivalence import LEVEL, Comparison, from_summary, paired
 from node.reproduce.medhe import ACCURACY, DENSE, PRIVACY, SCHEDULES, SETS, SPARSE, THREE, TREE, WIRE
 from node.reproduce.output import Results, Row, spread
@@ -127,7 +128,7 @@ def _beside(rows: dict[str, Row], params: int) -> str:
     if not common or not dense:
         return ""
     body = [
-        (f"{wire.LARGE.name}, dense", f"{common['apex'] / 1e6:,.1f}", f"{common['apex'] / params:.2f}", "–"),
+        (f"{LARGE.name}, dense", f"{common['apex'] / 1e6:,.1f}", f"{common['apex'] / params:.2f}", "–"),
         ("float32, in the clear", f"{4 * params / 1e6:,.1f}", "4.00", "–"),
         *(
             (f"wardtree, {kind}", f"{row['apex'] / 1e6:,.1f}", f"{row['apex'] / params:.2f}",
@@ -195,11 +196,13 @@ def _accuracies(results: Results) -> str:
         )  # fmt: skip
     if not body:
         return ""
+    missing = [name for name in SETS if not any(row["part"] == ACCURACY and row["set"] == name for row in results.rows)]
+    note = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
     return (
         f"## Accuracy: sparse with feedback against dense, in pairs\n\n{table(head, body)}\n"
         "The t-test's p is the chance of such a difference, or a larger one, if there were none; TOST's, if it were of "
         f"{medhe.MARGIN:g} point or more: below {LEVEL:g} the two are equivalent within it, and the 90 % interval lies "
-        "inside.\n"
+        "inside.\n" + note
     )
 
 
@@ -373,7 +376,7 @@ def _draw_bytes(results: Results, axes: Any) -> None:
 
 
 def _draw_differences(results: Results, axes: Any) -> None:
-    labels = []
+    labels: list[str] = []
     for name, schedule, dense, sparse, count in _pairs(results):
         if compared := _compared(dense, sparse, count):
             wide = [[compared.difference - compared.low], [compared.high - compared.difference]]
