@@ -36,6 +36,8 @@ MARGIN = 1.0
 """Points of accuracy within which two ways count as equally good."""
 QUICK_SETS, QUICK_PARAMS, QUICK_KINDS = (HEART,), (100_000,), (wire.DENSE, "cyclic", wire.COMMON)
 QUICK_ABLATIONS = (SPARSE, "nothing waits")
+FIRST_SEED = 2
+"""The first one was looked at while the studies were made."""
 ABLATION_SEEDS = range(1001, 1011)
 """Not those of the accuracies: what is chosen by ablations is not judged by the same draws."""
 EPSILON, DELTA, NORM = 1.0, 1e-5, 0.25
@@ -132,11 +134,11 @@ def _trainings(quick: bool, sets: Sequence[str]) -> Iterator[tuple[str, str, str
     """Part, data set, schedule, arm, seeds."""
     for name in sets:
         for schedule in SCHEDULES:
-            seeds = range(1, 1 + (3 if quick else SETS[name].seeds))
+            seeds = range(FIRST_SEED, FIRST_SEED + (3 if quick else SETS[name].seeds))
             yield from ((ACCURACY, name, schedule, arm, seeds) for arm in (DENSE, SPARSE))
     for name in sets:
         if name != NETWORK:  # it is the longest, and says no more
-            yield from ((TREE, name, THREE if quick else LONG, arm, (1,)) for arm in (DENSE, SPARSE))
+            yield from ((TREE, name, THREE if quick else LONG, arm, (FIRST_SEED,)) for arm in (DENSE, SPARSE))
     for name in (name for name in sets if name in (HEART, HEAD)):
         seeds = ABLATION_SEEDS[: 2 if quick else 3 if SETS[name].images else None]
         yield from (
