@@ -75,9 +75,9 @@ _NETWORK: dict[str, Any] = {
     "block": 64,
 }
 SETS = {
-    HEART: DataSet("medhe", 20, 20, short=_TABLE),
-    FRAMINGHAM: DataSet("medhe-framingham", 20, 20, short=_TABLE),
-    HEAD: DataSet("medhe-images", 5, 1, True, short={"rounds": 3, "local_epochs": 5}),
+    HEART: DataSet("medhe", 20, 10, short=_TABLE),
+    FRAMINGHAM: DataSet("medhe-framingham", 20, 10, short=_TABLE),
+    HEAD: DataSet("medhe-images", 5, 2, True, short={"rounds": 3, "local_epochs": 5, "learning_rate": 0.001}),
     NETWORK: DataSet(
         "medhe-images", 5, 1, True, long={**_NETWORK, "rounds": 60}, short={**_NETWORK, "rounds": 3, "local_epochs": 5}
     ),
