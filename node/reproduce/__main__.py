@@ -287,14 +287,13 @@ def medhe(
 ) -> None:
     """MedHE: few values a round. Bytes on sockets, accuracy in pairs, ablations; goes on where it was interrupted."""
     results = _results("medhe", ("part", "set", "schedule", "arm"), quick, out)
-    if redraw:
-        medhe_page.publish(results)
-        return
     if images is not None and not images.is_file():
         raise WardtreeError(f"--images: expected the .npz file of images and labels, came {images}")
-    sets = _known("--data", data, tuple(med.SETS))
-    sizes = tuple(params or (med.QUICK_PARAMS if quick else (medhe_wire.PARAMS,)))
-    med.run(results, _known("--part", part, med.PARTS), images, sizes, med.QUICK_SETS if quick and not data else sets)
+    if not redraw:
+        sets = med.QUICK_SETS if quick and not data else _known("--data", data, tuple(med.SETS))
+        sizes = tuple(params or (med.QUICK_PARAMS if quick else (medhe_wire.PARAMS,)))
+        med.run(results, _known("--part", part, med.PARTS), images, sizes, sets)
+    medhe_page.publish(results)
 
 
 def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[T, ...]:

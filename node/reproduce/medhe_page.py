@@ -62,11 +62,11 @@ NOTES = """\
 """
 
 
-def publish(results: Results, quiet: bool = False) -> None:
-    """The files, from what was measured; ``quiet``: the page is not printed."""
+def publish(results: Results) -> None:
+    """The files, from what was measured."""
     from node.reproduce.medhe_picture import draw
 
-    results.publish(write_page(results), lambda file: draw(results, file), quiet)
+    results.publish(write_page(results), lambda file: draw(results, file))
 
 
 def write_page(results: Results) -> str:

@@ -61,9 +61,8 @@ class Results:
         """The row with these fields."""
         return next((row for row in self.rows if wanted.items() <= row.items()), None)
 
-    def publish(self, page: str, draw: Callable[[Path], None], quiet: bool = False) -> None:
-        """Write the page, the picture, and the rows as CSV: lists and tables in them are left to the JSON file.
-        Unless ``quiet`` the page is printed as well."""
+    def publish(self, page: str, draw: Callable[[Path], None]) -> None:
+        """Write the page, the picture, and the rows as CSV: lists and tables in them are left to the JSON file."""
         draw(self._file("svg"))
         self._file("md").write_text(page)
         columns = list(dict.fromkeys(name for row in self.rows for name, value in row.items() if _is_cell(value)))
@@ -71,8 +70,7 @@ class Results:
             writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
-        if not quiet:
-            print(page)
+        print(page)
 
     def foot(self) -> str:
         """What a page ends with: how its figures were made, on what, and in which time."""

@@ -250,7 +250,7 @@ def test_the_page_judges_what_it_shows(tmp_path: Path) -> None:
 
 
 def test_the_page_can_be_made_of_nothing(tmp_path: Path) -> None:
-    medhe_page.publish(replace(made_up(tmp_path), rows=[]), quiet=True)
+    medhe_page.publish(replace(made_up(tmp_path), rows=[]))
     assert {file.suffix for file in tmp_path.iterdir()} == {".md", ".csv", ".svg"}
 
 
