@@ -63,7 +63,7 @@ class DataSet:
     short: Mapping[str, Any] = field(default_factory=dict)
 
 
-_TABLE = {"rounds": 3, "learning_rate": 0.05, "local_epochs": 5}
+_TABLE = {"rounds": 3, "learning_rate": 0.05, "local_epochs": 5, "batch_size": 32}
 _NETWORK: dict[str, Any] = {
     "model": "resnet9",
     "backbone": None,
