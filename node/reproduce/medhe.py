@@ -75,8 +75,8 @@ _NETWORK: dict[str, Any] = {
     "block": 64,
 }
 SETS = {
-    HEART: DataSet("medhe", 20, 10, short=_TABLE),
-    FRAMINGHAM: DataSet("medhe-framingham", 20, 10, short=_TABLE),
+    HEART: DataSet("medhe", 20, 5, short=_TABLE),
+    FRAMINGHAM: DataSet("medhe-framingham", 20, 5, short=_TABLE),
     # Of fewer images, and so in fewer steps a round, than the study is made for.
     HEAD: DataSet(
         "medhe-images",

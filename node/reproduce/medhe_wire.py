@@ -26,7 +26,7 @@ LEAST = 97.5
 DENSITY = 0.024
 """Below 1/40: the frames that open and close a round are the same for few values."""
 
-COMMON = f"{LARGE.name}, computed from"
+COMMON = LARGE.name
 SAMPLE, QUICK_SAMPLE = 64, 4
 """Ciphertexts of the common settings that are really made."""
 
