@@ -148,7 +148,7 @@ def _trainings(quick: bool, sets: Sequence[str]) -> Iterator[tuple[str, str, str
         yield from (
             (ABLATION, name, LONG, arm, seeds) for arm in (DENSE, *(QUICK_ABLATIONS if quick else _possible(name)))
         )
-        yield from ((PRIVACY, name, THREE, arm, seeds) for arm in (DENSE, SPARSE))
+        yield from ((PRIVACY, name, THREE, arm, seeds) for arm in (DENSE, SPARSE) if not quick)
 
 
 def _possible(name: str) -> list[str]:

@@ -205,7 +205,7 @@ def _accuracies(results: Results) -> str:
         f"## Accuracy: sparse with feedback against dense, in pairs\n\n{table(head, body)}\n"
         "The t-test's p is the chance of such a difference, or a larger one, if there were none; TOST's, if it were of "
         f"{medhe.MARGIN:g} point or more: below {LEVEL:g} the two are equivalent within it, and the 90 % interval lies "
-        "inside.\n" + note
+        "inside. Both can be small: a difference that is certain, and too small to matter.\n" + note
     )
 
 
