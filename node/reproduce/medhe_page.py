@@ -32,9 +32,9 @@ patients, and ciphertexts of values at different places cannot be added: a slot 
   those that open and close a round too; CURVE's own 33 bytes a message do not.
 - **Accuracy** is measured *simulated*: all rounds in one process, by the functions with which a node trains, masks,
   keeps what waits, clips, rounds, and applies a total (`node/reproduce/simulated.py`); only sockets and encryption are
-  left out, and they change no bit of a total. Hundreds of runs would be thousands of processes otherwise. A run of each
-  kind is made in a real federation beside, and each of its totals compared with the sum of the integers that the
-  parties encrypted.
+  left out, and they change no bit of a total. Hundreds of runs would be thousands of processes otherwise. The part
+  `tree` makes one run of each kind in a real federation, and compares each of its totals with the sum of the integers
+  that the parties encrypted.
 - **Pairs**: a seed gives dense and sparse the same patients, the same held-out ones, the same first model, and the
   same order of batches. Rounding is random for both.
 
@@ -57,6 +57,7 @@ NOTES = """\
   there: what waited for forty rounds comes as one step.
 - A table's model has fewer values than one ciphertext holds: there a mask saves nothing on the wire, and is here for
   the arithmetic. At one value a round the density is 3.8 % (heart disease) and 6.2 % (Framingham).
+- Of BloodMNIST {images:,} images are used, of each class the same part: what two cores can train often enough.
 - Rates, rounds and masks of the studies were chosen with seed 1 and with those of the ablations, which none of the
   accuracies above uses.
 """
@@ -72,7 +73,8 @@ def publish(results: Results) -> None:
 def write_page(results: Results) -> str:
     """The page in Markdown."""
     parts = [INTRODUCTION.format(parties=wire.PARTIES), _bytes(results), _accuracies(results)]
-    parts += [_trees(results), _promises(results), _ablations(results), _private(results), _notes(results)]
+    parts += [_trees(results), _promises(results), _ablations(results), _private(results), _lacking(results)]
+    parts.append(_notes(results))
     return "\n".join([*filter(None, parts), results.foot()])
 
 
@@ -213,6 +215,12 @@ def _interval(compared: Comparison) -> str:
     return f"{compared.difference:+.2f} ({compared.low:+.2f} to {compared.high:+.2f})"
 
 
+def _lacking(results: Results) -> str:
+    """The parts of which there is nothing."""
+    lacking = [part for part in medhe.PARTS if not any(row["part"] == part for row in results.rows)]
+    return f"Not run yet: the parts {', '.join(lacking)} of `scripts/reproduce medhe --part`.\n" if lacking else ""
+
+
 def _trees(results: Results) -> str:
     head = (
         "data", "arm", "rounds", "seed", "accuracy in the tree, %", "simulated, %", "totals exact", "kB up a round",
@@ -348,6 +356,7 @@ def _notes(results: Results) -> str:
         computed=wire.PARTIES * wire.PARAMS * 4 / 2**20,
         blowup=common["apex"] / (4 * size) if common else float("nan"),
         p=PAPER_P,
+        images=medhe.IMAGES,
         summary=fill(summary, 120, initial_indent="  ", subsequent_indent="  "),
         long=f"{long} rounds" if long else "not run yet",
     )
