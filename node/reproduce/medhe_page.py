@@ -207,8 +207,18 @@ def _accuracies(results: Results) -> str:
         f"## Accuracy: sparse with feedback against dense, in pairs\n\n{table(head, body)}\n"
         "The t-test's p is the chance of such a difference, or a larger one, if there were none; TOST's, if it were of "
         f"{medhe.MARGIN:g} point or more: below {LEVEL:g} the two are equivalent within it, and the 90 % interval lies "
-        "inside. Both can be small: a difference that is certain, and too small to matter.\n" + note
+        "inside. Both can be small: a difference that is certain, and too small to matter.\n" + _rising(results) + note
     )
+
+
+def _rising(results: Results) -> str:
+    """By how much the longer schedules were still improving when they ended."""
+    parts = []
+    for name, schedule, *rows, _ in pairs_of(results):
+        if schedule == medhe.LONG:
+            ends = [np.mean([curve[-1] - curve[-2] for curve in row["curves"] if len(curve) > 1]) for row in rows]
+            parts.append(f"{name} {ends[0]:+.2f} dense and {ends[1]:+.2f} sparse")
+    return f"\nPoints gained in the last tenth of the longer schedule: {'; '.join(parts)}.\n" if parts else ""
 
 
 def _interval(compared: Comparison) -> str:

@@ -227,7 +227,7 @@ def made_up(tmp_path: Path, seeds: int = 20, lost: float = 0.1) -> Results:
     accuracies = draw.normal(80, 1, seeds)
     for arm, shift in ((medhe.DENSE, 0.0), (medhe.SPARSE, -lost)):
         rows = {"seeds": list(range(1, seeds + 1)), "accuracy": (accuracies + shift).tolist(), "auc": [None] * seeds}
-        rows |= {"curves": [], "sent": 1.0, "parameters": 26, "rounds": 9}
+        rows |= {"curves": [[1.0, 2.0]] * seeds, "sent": 1.0, "parameters": 26, "rounds": 9}
         results.rows.append({"part": medhe.ACCURACY, "set": medhe.HEART, "schedule": medhe.LONG, "arm": arm} | rows)
     for kind, size in ((wire.DENSE, 1000.0), ("cyclic", 20.0), ("random blocks of 64", 30.0)):
         row = {"up": size, "down": size, "apex": size / 4, "seconds": [1.0], "peak_memory": 1, "exact": True}
