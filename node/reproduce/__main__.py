@@ -18,6 +18,8 @@ from node.reproduce import adpfl as ad
 from node.reproduce import attacks as attempts
 from node.reproduce import attacks_page as attempts_page
 from node.reproduce import dpresnet as dpr
+from node.reproduce import medhe as med
+from node.reproduce import medhe_page, medhe_wire
 from node.reproduce import overhead as over
 from node.reproduce import scoring as scores
 from node.reproduce import table3 as three
@@ -280,6 +282,27 @@ def dpresnet(
     dpr.run(results, images, tuple(hospitals or dpr.HOSPITALS), _known("--arm", arm, dpr.ARMS), at_once)
 
 
+@app.command()
+def medhe(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    images: Annotated[Path | None, typer.Option("--images", "--bloodmnist", help="BloodMNIST: an .npz file.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(med.PARTS)}.")] = None,
+    params: Annotated[list[int] | None, typer.Option(min=1, help="The wire: only so many; may be repeated.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(med.SETS)}.")] = None,
+) -> None:
+    """MedHE: few values a round. Bytes on sockets, accuracy in pairs, ablations; goes on where it was interrupted."""
+    results = _results("medhe", ("part", "set", "schedule", "arm"), quick, out)
+    if images is not None and not images.is_file():
+        raise WardtreeError(f"--images: expected the .npz file of images and labels, came {images}")
+    if not redraw:
+        sets = med.QUICK_SETS if quick and not data else _known("--data", data, tuple(med.SETS))
+        sizes = tuple(params or (med.QUICK_PARAMS if quick else (medhe_wire.PARAMS,)))
+        med.run(results, _known("--part", part, med.PARTS), images, sizes, sets)
+    medhe_page.publish(results)
+
+
 def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[T, ...]:
     for one in asked or ():
         if one not in known:
@@ -300,6 +323,7 @@ def everything(
         partial(command, quick=quick, out=out, bloodmnist=bloodmnist, dermamnist=dermamnist, weights=weights)
         for command in (table3, table7)
     ]
+    of_images.append(partial(medhe, quick=quick, out=out, images=bloodmnist))
     others = [partial(command, quick=quick, out=out) for command in (attacks, table5, timings, overhead, scoring)]
     whole = time.monotonic()
     for command in (*of_images, *others):

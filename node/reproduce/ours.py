@@ -35,6 +35,7 @@ class Run:
         upload: bytes of one party's update, the share of what it sent upward.
         spent: with record-level privacy, of each party the lines of its own ledger that say so.
         exact: the study has ``check_sums``, and each total is the sum of what the parties encrypted, to the last bit.
+        statistics: the published sums of a task that has them.
     """
 
     models: NDArray[np.float32]
@@ -42,6 +43,7 @@ class Run:
     upload: float
     spent: Mapping[str, list[dict[str, Any]]]
     exact: bool
+    statistics: NDArray[np.float64] | None = None
 
 
 def run(study: str, data: Mapping[str, Mapping[str, Any]], key_holder: str, keep: int) -> Run:
@@ -56,11 +58,11 @@ def run(study: str, data: Mapping[str, Mapping[str, Any]], key_holder: str, keep
         outcome = _complete(federation)
         models = [load_model(path) for path in sorted((federation.out / "models").glob("round-*.npz"))]
         trained = [model.parameters for model in models if model.round >= 0]
-        seconds = _seconds(outcome)
+        seconds = seconds_of(outcome)
         sent = outcome.record.traffic[outcome.tree.apex]["to_parent"] / len(seconds)
         exact = parsed.debug.check_sums and outcome.record.sums_exact()
         spent = {name: _spent(federation.home(name)) for name in federation.names}
-        return Run(np.stack(trained[keep - 1 :: keep]), seconds, sent, spent, exact)
+        return Run(np.stack(trained[keep - 1 :: keep]), seconds, sent, spent, exact, models[-1].statistics)
 
 
 def timed(make: Callable[[Path], Federation]) -> tuple[list[float], int]:
@@ -69,9 +71,14 @@ def timed(make: Callable[[Path], Federation]) -> tuple[list[float], int]:
     Raises:
         OursError: as :func:`run`.
     """
+    outcome = completed(make)
+    return seconds_of(outcome), outcome.tree.height(outcome.tree.key_holder)
+
+
+def completed(make: Callable[[Path], Federation]) -> Outcome:
+    """As :func:`timed`: all that the federation told, of which no file is left."""
     with tempfile.TemporaryDirectory(prefix="wardtree-reproduce-") as folder:
-        outcome = _complete(make(Path(folder) / "run"))
-        return _seconds(outcome), outcome.tree.height(outcome.tree.key_holder)
+        return _complete(make(Path(folder) / "run"))
 
 
 def _complete(federation: Federation) -> Outcome:
@@ -93,5 +100,6 @@ def _spent(home: Path) -> list[dict[str, Any]]:
     return [entry for entry in entries if entry["what"] == "privacy"]
 
 
-def _seconds(outcome: Outcome) -> list[float]:
+def seconds_of(outcome: Outcome) -> list[float]:
+    """Of each round, from its opening until the last node has applied it."""
     return [outcome.record.seconds(number) for number in sorted(outcome.record.rounds)]
