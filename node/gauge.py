@@ -1,12 +1,13 @@
-"""What processes take of the machine: memory, descriptors. Read from the kernel's tables, Linux only."""
+"""What processes take of the machine: memory, descriptors, processor time. Read from the kernel's tables, Linux only."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from node.channel import Channel, ChannelClosedError
 from node.process import name_process, reap, spawn
 
 LEAST_SECONDS = 0.25
+_TICKS = os.sysconf("SC_CLK_TCK")
 PATIENCE = 20
 """Between two looks at all processes the gauge sleeps so many times as long as one took."""
 
@@ -78,11 +80,13 @@ class Peak:
         processes: how many there were at most.
         how: "pss": the processes' own pages and their shares of common ones; "available": by how much the
             memory that the machine had left fell, where other users' processes may not be looked into.
+        processor_seconds: of all below it together, each as it was last looked at: a little too few.
     """
 
     memory: int
     processes: int
     how: str
+    processor_seconds: float = 0.0
 
 
 class Gauge:
@@ -110,9 +114,11 @@ def _watch(channel: Channel, other: Channel, root: int) -> None:
     assert channel.read is not None
     poller.register(channel.read, select.POLLIN)
     before, memory, processes, how, pause = _available(), 0, 0, "pss", LEAST_SECONDS
+    spent: dict[tuple[int, int], int] = {}
     while True:
         began = time.monotonic()
         all_of_them = [root, *descendants(root)]
+        spent |= _spent(all_of_them[1:])
         shares = [_bytes(f"/proc/{each}/smaps_rollup", "Pss:") for each in all_of_them]
         if how == "pss" and None in shares:
             how, memory = "available", 0
@@ -123,9 +129,19 @@ def _watch(channel: Channel, other: Channel, root: int) -> None:
             break
     try:
         channel.receive()
-        channel.send("peak", peak=asdict(Peak(memory, processes, how)))
+        channel.send("peak", peak=asdict(Peak(memory, processes, how, sum(spent.values()) / _TICKS)))
     except ChannelClosedError:
         return
+
+
+def _spent(processes: Iterable[int]) -> dict[tuple[int, int], int]:
+    """Ticks of processor time by process and when it began: numbers of processes come again."""
+    found = {}
+    for process in processes:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()  # from the third on
+            found[process, int(fields[19])] = int(fields[11]) + int(fields[12])
+    return found
 
 
 def _available() -> int:

@@ -66,6 +66,7 @@ class RecordLevel:
         batch_size: int,
         epochs: int,
         weight_decay: float = 0.0,
+        momentum: float = 0.0,
     ) -> None:
         """Train ``module`` where it lies.
 
@@ -76,5 +77,5 @@ class RecordLevel:
         shape = Recipe(learning_rate, batch_size, epochs, self._settings.clip, 1.0)
         rate, steps = shape.sample_rate(len(y)), self._rounds * epochs * shape.batches(len(y))
         noise = self._settings.noise_multiplier or self._noise_so_far(rate) or noise_for(self._budget, rate, steps)
-        recipe = Recipe(learning_rate, batch_size, epochs, self._settings.clip, noise, weight_decay=weight_decay)
+        recipe = Recipe(learning_rate, batch_size, epochs, self._settings.clip, noise, momentum, weight_decay)
         train(module, x, y, loss, recipe, self.accountant)
