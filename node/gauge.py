@@ -1,4 +1,4 @@
-"""What processes take of the machine: memory, descriptors, processor time. Read from the kernel's tables, Linux only."""
+"""What processes take of the machine: memory, descriptors, processor time. From the kernel's tables, Linux only."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def print_result(
     upload_bytes: int,
     mean: NDArray[np.floating[Any]] | None,
     version: str,
-    more: Mapping[str, object] = {},  # noqa: B006: never changed
+    more: Mapping[str, object] | None = None,
 ) -> None:
     """One line of JSON: the medians, and how far the mean that came back lies from the update; None: nothing came."""
     result = clock.medians() | {
@@ -114,6 +114,6 @@ def print_result(
         "core_share": clock.core_share,
         "peak_memory_mb": peak_memory_mb(),
         "version": version,
-        **more,
+        **(more or {}),
     }
     print(json.dumps(result), flush=True)

@@ -121,7 +121,9 @@ def main() -> None:
     one = make_update(options.params)
     updates = np.load(options.updates) if options.updates else [one] * options.parties
     ids = range(2, 2 + options.parties)
-    expected = np.mean(updates[options.drop :], axis=0, dtype=np.float64) if options.updates else one
+    expected: NDArray[np.floating[Any]] = (
+        one if not options.updates else np.mean(updates[options.drop :], axis=0, dtype=np.float64)
+    )
     clock = Clock()
     clients = Clients(dict(zip(ids, updates, strict=True)), ids[: options.drop], clock)
     # Flower names no default for these two: 3 and 2 are its own example's.

@@ -32,6 +32,8 @@ class Run:
         models: shape (kept, P), float32: after every ``keep`` rounds.
         seconds: of each round, from its opening until the last node has applied it.
         upload: bytes of one party's update, the share of what it sent upward.
+        processor_seconds: of all processes of all parties, from the ceremony to the end.
+        epsilon: the most that was spent of any party, or of all together under hospital-level privacy; None without it.
         exact: the study has ``check_sums``, and each total is the sum of what the parties encrypted, to the last bit.
     """
 
@@ -39,6 +41,8 @@ class Run:
     seconds: list[float]
     upload: float
     exact: bool
+    processor_seconds: float
+    epsilon: float | None = None
 
 
 def run(study: str, data: Mapping[str, Mapping[str, Any]], key_holder: str, keep: int) -> Run:
@@ -56,7 +60,9 @@ def run(study: str, data: Mapping[str, Mapping[str, Any]], key_holder: str, keep
         seconds = _seconds(outcome)
         sent = outcome.record.traffic[outcome.tree.apex]["to_parent"] / len(seconds)
         exact = parsed.debug.check_sums and outcome.record.sums_exact()
-        return Run(np.stack(trained[keep - 1 :: keep]), seconds, sent, exact)
+        spent = [entry["epsilon"] for rounds in outcome.record.privacy.values() for entry in rounds.values()]
+        processor = outcome.peak.processor_seconds if outcome.peak else 0.0
+        return Run(np.stack(trained[keep - 1 :: keep]), seconds, sent, exact, processor, max(spent, default=None))
 
 
 def timed(make: Callable[[Path], Federation]) -> tuple[list[float], int]:
