@@ -9,10 +9,8 @@ import numpy as np
 
 from node.pages import picture, table
 from node.privacy.protect import multiplier_for
-from node.reproduce.dpresnet import (
-    ARMS, CLIP, DELTA, ENCRYPTED, EPSILON, HOSPITAL, PAPER_ROUNDS, RECORD, RECORD_BATCH, RECORD_ROUNDS, rounds_of,
-    the_study,
-)  # fmt: skip
+from node.reproduce import dpresnet as dpr
+from node.reproduce.dpresnet import ARMS, ENCRYPTED, HOSPITAL, RECORD, rounds_of, the_study
 from node.reproduce.dpresnet_checks import BITS, BITS_ROUNDS, DROPOUT, LEAST, SECAGG
 from node.reproduce.output import Results, Row
 
@@ -26,8 +24,8 @@ INTRODUCTION = """\
 The study `node/studies/dpresnet.toml` on BloodMNIST: 28 x 28 images of 8 kinds of blood cells, dealt to the hospitals
 by a Dirichlet distribution with alpha 0.5 of each class, so that hospitals have unlike numbers and kinds of cells; each
 holds out a fifth of its own. ResNet-9 with group normalisation and convolutions of stride 2 for pooling, {width} wide;
-FedAvg, weighted by numbers of examples, {rounds} rounds of {epochs} of {batch} images a batch, the learning rate falling
-as half a cosine from {rate:g}: a schedule for two cores.
+FedAvg, weighted by numbers of examples, {rounds} rounds of {epochs} in batches of {batch}, the learning rate falling as
+half a cosine from {rate:g}: a schedule for two cores.
 
 - **wardtree**: a real federation: a ceremony, a node for each hospital, CURVE sockets, encrypted updates. Each opened
   total is compared with the sum of the integers that the hospitals encrypted (`[debug] check_sums`).
@@ -36,10 +34,10 @@ as half a cosine from {rate:g}: a schedule for two cores.
 - **record-level DP**: `[privacy] mode = "record"`: each hospital trains by DP-SGD (Opacus, batches of {record_batch}
   expected, gradients clipped to {clip:g}), epsilon = {epsilon:g} and delta = {delta:g} for each of its *images*, one
   accountant over all of {record_rounds} rounds.
-- **hospital-level DP**: `[privacy] mode = "hospital"`: each update clipped to an L2 norm of {clip:g}, noise shares added
-  under encryption, equal weights: epsilon and delta are of a whole *hospital*. The noise multiplier, {multiplier:.2f}, is
-  that with which {paper_rounds} rounds spend epsilon = {epsilon:g}; the few rounds run here spend less. Never compare the
-  two units by their epsilon.
+- **hospital-level DP**: `[privacy] mode = "hospital"`: each update clipped to an L2 norm of {clip:g}, noise shares
+  added under encryption, equal weights: epsilon and delta are of a whole *hospital*. The noise multiplier,
+  {multiplier:.2f}, is that with which {paper_rounds} rounds spend epsilon = {epsilon:g}; the few rounds run here spend
+  less. Never compare the two units by their epsilon.
 
 A long run is kept after every part: the command goes on where it ended. Between parts a new federation begins from the
 model that the last one ended with; momentum begins anew in every round anyway.
@@ -77,13 +75,13 @@ def write_page(results: Results) -> str:
         epochs=f"{passes} {'pass' if passes == 1 else 'passes'}",
         batch=options["batch_size"],
         rate=options["learning_rate"],
-        record_batch=RECORD_BATCH,
-        record_rounds=RECORD_ROUNDS,
-        epsilon=EPSILON,
-        delta=DELTA,
-        clip=CLIP,
-        multiplier=multiplier_for(EPSILON, DELTA, PAPER_ROUNDS),
-        paper_rounds=PAPER_ROUNDS,
+        record_batch=dpr.RECORD_BATCH,
+        record_rounds=dpr.RECORD_ROUNDS,
+        epsilon=dpr.EPSILON,
+        delta=dpr.DELTA,
+        clip=dpr.CLIP,
+        multiplier=multiplier_for(dpr.EPSILON, dpr.DELTA, dpr.PAPER_ROUNDS),
+        paper_rounds=dpr.PAPER_ROUNDS,
     )
     parts = [head, "## Accuracy\n\n" + _accuracies(results), "## What was promised\n\n" + _promises(results)]
     parts += [f"## {title}\n\n{text}" for title, text in _checks(results)]
@@ -168,61 +166,69 @@ def _checks(results: Results) -> list[tuple[str, str]]:
 
 def _bits(row: Row) -> str:
     same = "the same" if row["digests"][0] == row["digests"][1] else "**not the same**"
-    return (
-        f"Two programs, each of which trains for itself: a federation of {row['hospitals']} nodes, and one process that "
-        f"adds the hospitals' integers as they are. Batches follow from public seeds here, weights are equal, and each "
-        f"hospital brings its update to the grid, so that the random rounding, which is never from a seed, has nothing "
-        f"to round. After {BITS_ROUNDS} rounds, {row['rounds'] * row['parameters']:,} values of {row['rounds']} models "
-        f"compared bit by bit: **{row['different']} differ** ({row['moved']:,} of {row['parameters']:,} moved in the "
-        f"second round). SHA-256 of the last model, {same}: `{row['digests'][0]}` (encrypted), `{row['digests'][1]}` "
-        f"(plain).\n"
-    )
+    return f"""\
+Two programs, each of which trains for itself: a federation of {row["hospitals"]} nodes, and one process that adds the
+hospitals' integers as they are. Batches follow from public seeds here, weights are equal, and each hospital brings its
+update to the grid, so that the random rounding, which is never from a seed, has nothing to round. After {BITS_ROUNDS}
+rounds, {row["rounds"] * row["parameters"]:,} values of {row["rounds"]} models compared bit by bit: **{row["different"]}
+differ** ({row["moved"]:,} of {row["parameters"]:,} moved in the second round). SHA-256 of the last model, {same}:
+`{row["digests"][0]}` (encrypted), `{row["digests"][1]}` (plain).
+"""
 
 
 def _dropout(row: Row) -> str:
-    counts = ", ".join(map(str, row["contributors"]))
-    return (
-        f"{row['hospitals']} real nodes, `min_hidden = {row['min_hidden']}`, so that {LEAST} contributors are the fewest "
-        f"that are published. Some are killed (SIGKILL) while they train, {len(row['killed'])} in all, and stay dead. "
-        f"Contributors of the published rounds: {counts}. Every total exact: {'yes' if row['exact'] else '**no**'}; the "
-        f"same model at everyone who applied it: {'yes' if row['identical'] else '**no**'}; nobody is asked for "
-        f"anything to make up for who is gone. With {LEAST - 1} left: `{'; '.join(row['refused']) or 'nothing was said'}`, "
-        f"and the key holder's ledger has openings of rounds {', '.join(map(str, row['openings']))} only.\n"
-    )
+    return f"""\
+{row["hospitals"]} real nodes, `min_hidden = {row["min_hidden"]}`, so that {LEAST} contributors are the fewest that are
+published. {len(row["killed"])} of them are killed (SIGKILL) while they train, some in each round, and stay dead.
+
+- Contributors of the published rounds: {", ".join(map(str, row["contributors"]))}.
+- Every total is the sum of what these encrypted: {_or_not(row["exact"])}. The same model at everyone who applied it:
+  {_or_not(row["identical"])}. Nobody was asked for anything to make up for who was gone.
+- With {LEAST - 1} left: `{"; ".join(row["refused"]) or "nothing was said"}`; the key room's ledger has openings of
+  rounds {", ".join(map(str, row["openings"]))} only.
+"""
+
+
+def _or_not(kept: bool) -> str:
+    return "yes" if kept else "**no**"
+
+
+SIDE_BY_SIDE = """\
+Ten hospitals' real updates of one pass, through {version} with every client every other's neighbour and a threshold of
+{least} shares, and through our encryption; processor seconds of one thread, medians. *The rest* is the server's work
+there, all additions and the opening here. Hospitals are gone after they have shared their keys.
+
+{table}
+
+SecAgg+ is for a server that everybody talks to: it learns the sum, no party has a secret key of all, and masks are
+cheap. It takes four exchanges with each client a round, and after a dropout the others give shares out of which the
+server makes the masks of who is gone: with more gone it works longer, and below the threshold the round is lost. Here a
+hospital sends once; who is gone is not in the listed set, and costs nothing; but one key holder can open what reaches
+it. SecAgg+'s masks come from a generator with 32 bits of seed: see the comparison of [encryptions](crypto-peers.md).
+"""
 
 
 def _secagg(programs: list[Row]) -> str:
-    head = (
-        "", "gone", "a hospital: s", "the rest: s", "MB up of a hospital", "largest error of the mean", "outcome",
-    )  # fmt: skip
+    head = ("", "gone", "a hospital: s", "the rest: s", "MB up of a hospital", "largest error of the mean", "outcome")
     body: list[tuple[object, ...]] = []
     for row in programs:
         if "failed" in row:
             body.append((row["program"], row["dropped"], *["–"] * 4, f"not run: {row['failed']}"))
             continue
-        outcome = (
-            "the sum, exact in integers" if row.get("exact") else "the mean" if row["aggregated"] else "**nothing**"
-        )
+        outcome = "the mean" if row["aggregated"] else "**nothing**"
         body.append(
             (
-                row["program"], row["dropped"], f"{row['protect_cpu_s'] + row.get('other_stages_cpu_s', 0):.2f}",
-                f"{row['server_cpu_s']:.2f}", f"{row['bytes_up'] / 1e6:.2f}",
-                "–" if row["error"] is None else f"{row['error']:.1e}", outcome,
+                row["program"],
+                row["dropped"],
+                f"{row['protect_cpu_s'] + row.get('other_stages_cpu_s', 0):.2f}",
+                f"{row['server_cpu_s']:.2f}",
+                f"{row['bytes_up'] / 1e6:.2f}",
+                "–" if row["error"] is None else f"{row['error']:.1e}",
+                "the mean, its sum exact" if row.get("exact") else outcome,
             )
-        )  # fmt: skip
-    version = next((row["version"] for row in programs if "version" in row), "flwr, which was not at hand")
-    return (
-        f"Ten hospitals' real updates of one pass, through {version} with every client every other's neighbour and a "
-        f"threshold of {LEAST} shares, and through our encryption; processor seconds of one thread. *The rest* is the "
-        "server's work there, all additions and the opening here. Hospitals are gone after they have shared their keys.\n\n"
-        + table(head, body)
-        + "\nSecAgg+ is for a server that everybody talks to: it learns the sum, no party has a secret key of all, and "
-        "masks are cheap. It takes four exchanges with each client a round, and after a dropout the others give shares "
-        "out of which the server makes the masks of who is gone: with more gone it works longer, and below the threshold "
-        "the round is lost. Here a hospital sends once; who is gone is not in the listed set, and costs nothing; but one "
-        "key holder can open what reaches it. SecAgg+'s masks come from a generator of 32 bits of seed (see the comparison of "
-        "[encryptions](crypto-peers.md)).\n"
-    )
+        )
+    version = next((row["version"] for row in programs if "version" in row), "Flower, which was not at hand,")
+    return SIDE_BY_SIDE.format(version=version, least=LEAST, table=table(head, body))
 
 
 def draw(results: Results, file: Path) -> None:

@@ -145,9 +145,9 @@ class SegmentationTask(Task):
         """``local_epochs`` passes over the images or slices, or so many random patches; the optimiser begins anew in
         each round. Order, patches and flips are of torch's global generator.
 
-        With ``round.private`` the images are flipped once a round, batches are Poisson samples of them, and steps are of
-        gradient descent with momentum, whatever the optimiser. Raises TaskError for volumes, of which it would hide a
-        slice and not a patient.
+        With ``round.private`` images are flipped once a round, batches are Poisson samples of them, and steps are of
+        gradient descent with momentum, whatever the optimiser. Raises TaskError for volumes: it would hide a slice of
+        one and not a patient.
         """
         from node.tasks.networks import flat, loaded
         from node.tasks.unet import Pieces, loss, train
