@@ -62,7 +62,7 @@ def part(file: Path, key: Mapping[str, Any], before: Row | None, at_once: int) -
 
     Returns:
         ``rounds`` so far; ``curve``, the accuracy on all held-out images after each of them; ``exact`` and ``epsilon``:
-        see ``ours.Run``; ``seconds``: of each round; ``processor_seconds``: of each part; ``part_seconds``:
+        see ``ours.Run``; ``seconds``: of each round; ``processor_seconds``: of each part, None where they were not counted; ``part_seconds``:
         of the wall, ceremony and start included.
     """
     arm, count, began = str(key["arm"]), int(key["hospitals"]), time.monotonic()
@@ -87,7 +87,14 @@ def part(file: Path, key: Mapping[str, Any], before: Row | None, at_once: int) -
     figures: Row = in_process(measured, study, data, models)
     KEPT.mkdir(parents=True, exist_ok=True)
     np.save(kept, models[-1])
-    earlier: Row = before or {"curve": [], "seconds": [], "processor_seconds": [], "part_seconds": [], "exact": True}
+    earlier: Row = before or {
+        "curve": [],
+        "seconds": [],
+        "processor_seconds": [],
+        "part_seconds": [],
+        "part_rounds": [],
+        "exact": True,
+    }
     return figures | {
         "rounds": done + rounds,
         "parameters": len(models[-1]),
@@ -95,6 +102,7 @@ def part(file: Path, key: Mapping[str, Any], before: Row | None, at_once: int) -
         "seconds": [*earlier["seconds"], *seconds],
         "processor_seconds": [*earlier["processor_seconds"], processor],
         "part_seconds": [*earlier["part_seconds"], whole],
+        "part_rounds": [*earlier["part_rounds"], rounds],
         "exact": exact and earlier["exact"],
         "bytes_up": upload,
         "epsilon": epsilon,

@@ -102,7 +102,7 @@ def _accuracies(results: Results) -> str:
             f"{row['rounds']} of {rounds_of(row['arm'])}", f"{100 * row['curve'][-1]:.2f}",
             "all" if row["exact"] else "–", f"{row['smallest']} to {row['largest']}",
             f"{row['bytes_up'] / 1e6:.2f}" if row["bytes_up"] else "–", f"{sum(row['part_seconds']) / 60:.0f}",
-            f"{sum(row['processor_seconds']) / 60:.0f}", PAPER.get(row["hospitals"]) or "–",
+            f"{_processor_minutes(row):.0f}", PAPER.get(row["hospitals"]) or "–",
         )
         for row in sorted(trained, key=lambda row: (row["hospitals"], ARMS.index(row["arm"])))
     ]  # fmt: skip
@@ -111,11 +111,19 @@ def _accuracies(results: Results) -> str:
     return table(head, body) + note
 
 
+def _processor_minutes(row: Row) -> float:
+    """Of all rounds, ceremony and start included; parts that were not counted are taken to be as the others."""
+    parts = zip(row["processor_seconds"], row["part_rounds"], strict=True)
+    counted = [(seconds, rounds) for seconds, rounds in parts if seconds is not None]
+    seconds, rounds = (sum(each) for each in zip(*counted, strict=True)) if counted else (0.0, 1)
+    return float(seconds / rounds * row["rounds"] / 60)
+
+
 def _promises(results: Results) -> str:
     lines: list[tuple[object, ...]] = []
     if row := results.find(arm=ENCRYPTED, hospitals=JUDGED):
         rounds = rounds_of(ENCRYPTED)
-        ended, minutes = row["rounds"] == rounds, sum(row["processor_seconds"]) / 60 / CORES
+        ended, minutes = row["rounds"] == rounds, _processor_minutes(row) / CORES
         what = f"{JUDGED} hospitals, encrypted: accuracy after {row['rounds']} of {rounds} rounds"
         reached = row["curve"][-1] >= LEAST_ACCURACY
         lines.append((what, f"{row['curve'][-1]:.4f}", f"at least {LEAST_ACCURACY}", _kept(reached, ended)))
