@@ -62,8 +62,8 @@ def part(file: Path, key: Mapping[str, Any], before: Row | None, at_once: int) -
 
     Returns:
         ``rounds`` so far; ``curve``, the accuracy on all held-out images after each of them; ``exact`` and ``epsilon``:
-        see ``ours.Run``; ``seconds``: of each round; ``processor_seconds``: of each part, None where they were not counted; ``part_seconds``:
-        of the wall, ceremony and start included.
+        see ``ours.Run``; ``seconds``: of each round; and of each part ``part_rounds``, ``part_seconds`` by the wall,
+        ceremony and start included, and ``processor_seconds``, None where they were not counted.
     """
     arm, count, began = str(key["arm"]), int(key["hospitals"]), time.monotonic()
     kept = (KEPT / f"{ARMS.index(arm)}-{count}.npy").resolve()
