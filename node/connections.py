@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 from collections import Counter
@@ -41,6 +42,7 @@ class Connection:
     name: str | None
     heard: bool = False
     read: int = 0  # bytes that had come when its last whole message was seen
+    came: int = 0  # bytes that had come at the last look
 
     @property
     def who(self) -> str:
@@ -63,6 +65,12 @@ class Connections:
         """``most_unread``: bytes of unfinished messages that one connection may have here."""
         self._log, self._most_unread = log, most_unread
         self._all: dict[int, Connection] = {}
+        self._news = select.epoll()
+
+    @property
+    def descriptor(self) -> int:
+        """Readable when something came over a connection since the last look."""
+        return self._news.fileno()
 
     def opened(self, descriptor: int, name: str | None = None) -> None:
         """A connection was made: accepted, or by us to the party ``name``."""
@@ -79,6 +87,7 @@ class Connections:
             copy.close()
             return
         self._all[descriptor] = Connection(copy, host, name)
+        self._news.register(copy, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
         if name is None:
             self._limit_strangers()
 
@@ -106,16 +115,23 @@ class Connections:
         """We end a connection ourselves."""
         connection = self._all.pop(descriptor, None)
         if connection is not None:
+            self._news.unregister(connection.socket)  # closing our copy alone would leave libzmq's there
             connection.socket.close()
 
     def close(self) -> None:
         for descriptor in list(self._all):
             self.forget(descriptor)
+        self._news.close()
 
-    def check(self) -> None:
-        """Disconnect who has more under way than it may; to be called often."""
+    def look(self) -> bool:
+        """Disconnect who has more under way than it may. Gives whether anything came since the last look: while
+        something comes this is to be called often, and else when :attr:`descriptor` is readable."""
+        self._news.poll(0)  # what comes from here on is news again
+        is_busy = False
         for descriptor, connection in list(self._all.items()):
             _, came = connection.info()
+            is_busy |= came != connection.came
+            connection.came = came
             if not _is_same(descriptor, connection.socket):
                 self.closed(descriptor)  # libzmq's word of it may come later, or never
             elif connection.heard:
@@ -124,6 +140,7 @@ class Connections:
                 expected = f"an end to its message after {self._most_unread} bytes"
                 self._log(connection.who, expected, f"{came - connection.read} without")
                 connection.end()
+        return is_busy
 
     def _limit_strangers(self) -> None:
         """The oldest of whoever has most of them goes first, so that one flood leaves room for others."""

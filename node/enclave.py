@@ -184,11 +184,6 @@ def _enter(
     run_enclave(relay, keyroom, model, settings, carry_key)
 
 
-def is_heavy(task: str) -> bool:
-    """Whether :func:`warm_up` imports much for this task."""
-    return bool(WARM.get(task, WARM_FOR_OTHERS))
-
-
 def warm_up(task: str, more: Sequence[str] = ()) -> None:
     """Import what a task needs, and ``more``, before the fork of whoever works with it: nothing is read nor run."""
     with contextlib.suppress(ImportError):

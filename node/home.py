@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class Home:
     def roster(self) -> Roster:
         return self.placement.roster
 
-    @property
+    @cached_property
     def tree(self) -> Tree:
         """The tree when everyone is there."""
         return self.placement.tree(self.roster.names)

@@ -15,16 +15,14 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keys.errors import WardtreeError
 from node.channel import Channel, ChannelClosedError
 from node.home import Options
+from node.nursery import Nursery
 from node.process import ENDED_FROM_OUTSIDE, end_all, enter_network, reap, spawn
 from node.supervisor import EndedFromOutsideError, run_node
-
-if TYPE_CHECKING:  # it brings what enclaves need
-    from node.warm import Nursery
 
 MAX_PASSPHRASE = 4096
 

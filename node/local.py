@@ -13,23 +13,19 @@ import os
 import resource
 import secrets
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from node.federation import check_size
 from node.gauge import Gauge, Peak
 from node.home import Options
 from node.launcher import Launcher, Seat, was_ended_from_outside
+from node.nursery import Nursery, start_nursery
 from node.process import end_all, uninterrupted
 from node.record import Record
 from node.simulation import Federation, LocalError, hold_ceremony, in_process, manifest_gaps, tree_of
-from node.study import Study
 from topology import Member, Tree, check_placeable
-
-if TYPE_CHECKING:  # it brings what enclaves need
-    from node.warm import Nursery
 
 STARTING_AT_ONCE = 2 * (os.cpu_count() or 1)
 
@@ -74,7 +70,8 @@ def run_federation(federation: Federation, watch: Callable[[Record], None], page
         gauge = Gauge()
         helpers["gauge"] = gauge.process
         pages = {} if page is None else {federation.key_holder: page}
-        launcher = prepare(federation, nursery=_nursery(federation.study, helpers), pages=pages)
+        nursery, helpers["nursery"] = start_nursery(federation.study.task.class_name)
+        launcher = prepare(federation, nursery=nursery, pages=pages)
         outcome = Outcome(Record(federation.names), tree_of(federation))
         outcome.ceremony_seconds = time.monotonic() - began
         starter = _Starter(launcher, outcome.tree)
@@ -112,7 +109,7 @@ def prepare(
     check_placeable([Member(name) for name in federation.names], federation.key_holder)
     _allow_descriptors(len(federation.data))
     _make_out(federation.out)
-    _import_once()
+    _import_once(("node.relay", "node.keyroom") if nursery else ("node.relay", "node.keyroom", "node.enclave"))
     letters = {name: os.memfd_create("wardtree passphrase", os.MFD_CLOEXEC) for name in federation.names}
     in_process(_hold_apart, federation, endpoints, letters)
     rounds = federation.study.schedule.last + 1
@@ -150,27 +147,15 @@ def _allow_descriptors(parties: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _nursery(study: Study, helpers: dict[str, int]) -> Nursery | None:
-    """A warm process for the templates of all nodes, where there is something heavy to share."""
-    with uninterrupted():
-        from node.enclave import is_heavy
-        from node.warm import start_nursery
-
-    if not is_heavy(study.task.class_name):
-        return None
-    nursery, helpers["nursery"] = start_nursery(study.task.class_name)
-    return nursery
-
-
 def _hold_apart(federation: Federation, endpoints: Mapping[str, str] | None, letters: Mapping[str, int]) -> None:
     for name, passphrase in hold_ceremony(federation, endpoints).items():
         os.write(letters[name], passphrase.encode())
 
 
-def _import_once() -> None:
-    """Import what every room needs before forking them all: imports only, nothing is made, no torch."""
+def _import_once(modules: Sequence[str]) -> None:
+    """Import what rooms need before forking them all: imports only, nothing is made, no torch."""
     with uninterrupted():
-        for module in ("node.relay", "node.enclave", "node.keyroom", "node.tasks.synthetic"):
+        for module in modules:
             importlib.import_module(module)
 
 

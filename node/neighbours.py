@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from keys.identity import Identity, verify
 from keys.manifest import Manifest
 from node.home import Home, HomeError
+from node.line import Peer
 from node.protocol import clock
 from node.protocol import events as ev
 from node.protocol.codec import Codec, Frame, RemoteProtocolError
 from node.protocol.link import BYE, HELLO, Link, Wire
 from node.protocol.messages import Message
-from node.transport import REFUSED, Peer, Traffic, Transport
+from node.transport import REFUSED, Traffic, Transport
 
 IDENTITY_GRACE_SECONDS = 20.0
 """How long our parent may still hold a dead connection of ours before we believe in a second node."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from keys.errors import WardtreeError
 from node.channel import Channel
 from node.home import MODEL, RELAY, STATUS, Home, HomeError, Options, load_home, lock_home
+from node.nursery import Nursery
 from node.operate.loopback import address, listen
 from node.process import ENDED_FROM_OUTSIDE, name_process, reap, spawn
 from node.sandbox import policy
@@ -34,7 +35,6 @@ from node.telemetry import Telemetry
 
 if TYPE_CHECKING:  # what each room imports stays out of this process
     from node.enclave import EnclaveSettings
-    from node.warm import Nursery
 
 
 class EndedFromOutsideError(WardtreeError):

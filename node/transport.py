@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from keys.errors import WardtreeError
 from node.connections import Connections
+from node.line import ENDED, Line, Log, Peer
 
 DOMAIN = "wardtree"
 HANDSHAKE_MS, CONNECT_MS = 5_000, 3_000
@@ -30,14 +31,12 @@ DEAD_SECONDS = 15
 """After so long without a sign of life the kernel closes a connection. ZeroMQ's own heartbeats are off: libzmq 4.3.5
 aborts the process (``!_io_error``) when a peer fills our queue, hangs up, and a heartbeat is due."""
 
-REDIAL_SECONDS = 1.0
-PATIENT_FAILURES = 5
 REFUSED = b"wardtree: another node with your identity is connected"
-CHECK_SECONDS = 0.1
-"""So often we look at what came over connections, whether or not it makes a message: between two looks a peer can fill
-as much memory as its link carries. Ten looks cost an idle node 3 ms."""
-BUSY_CHECK_SECONDS = 0.005
-"""No more often where messages come all the time."""
+LOOK_SECONDS = 0.1
+"""So often we look at what came over connections, while something does, whether or not it makes a message: between two
+looks a peer can fill as much memory as its link carries."""
+QUIET_LOOK_SECONDS = 1.0
+"""While nothing comes: the kernel tells when something does, but not of a descriptor that libzmq closed by itself."""
 
 MOST_PARTS = 4
 """Of a message: the route at a ROUTER, a link's header, and its item of two."""
@@ -45,38 +44,12 @@ MOST_PARTS = 4
 MOST_MESSAGES, MOST_BYTES = 64, 8 << 20
 """Taken from one socket in one turn, so that others have theirs; bytes are counted after a message."""
 
-KEY_REFUSED, HANDSHAKE_REFUSED = "our key", "the handshake"
-"""The other side told us, by ZAP's answer, that it does not know our key; or it understood nothing and hung up, as when
-it has another key than we think."""
-
 UNREAD_MESSAGES = 8
 """Of the largest size, that one connection may have under way: an honest peer's credit is for less."""
-
-_ENDED = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
-_MONITORED = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_CONNECTED
-    | _ENDED
-)
-
-Log = Callable[[str, str, str], None]
-Configure = Callable[[Any], None]
 
 
 class TransportError(WardtreeError):
     """The network does not let this node do what it must."""
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A party as the network sees it."""
-
-    name: str
-    curve_key: bytes
-    endpoint: str | None
 
 
 @dataclass
@@ -127,7 +100,7 @@ class Transport:
         keys = z85.encode(bytes(PrivateKey(curve_secret).public_key)), z85.encode(curve_secret)
         self._configure = partial(_configure, keys=keys, max_message=max_message)
         self.traffic = Traffic()
-        self._check_due = 0.0
+        self._look_due = 0.0
         self._context = zmq.Context()
         self._poller = zmq.Poller()
         self._authenticator = Authenticator(self._context)
@@ -193,10 +166,10 @@ class Transport:
         Returns:
             Messages as (peer, parts); readable descriptors; the parties to whom a connection was made.
         """
-        if any(line.redial_at is not None for line in self._lines.values()):
-            seconds = min(seconds if seconds is not None else REDIAL_SECONDS, REDIAL_SECONDS)
-        seconds = min(seconds if seconds is not None else CHECK_SECONDS, CHECK_SECONDS)
-        ready = dict(self._poller.poll(max(0, int(seconds * 1000) + 1)))
+        now = time.monotonic()
+        waits = [self._look_due - now] if seconds is None else [self._look_due - now, seconds]
+        waits += [line.redial_at - now for line in self._lines.values() if line.redial_at is not None]
+        ready = dict(self._poller.poll(max(0, int(min(waits) * 1000) + 1)))
         messages: list[tuple[str, list[bytes]]] = []
         if self._zap in ready:
             self._authenticate()
@@ -211,12 +184,22 @@ class Transport:
                     self._connections.heard(descriptor, name)
                     messages.append((name, [frame.bytes for frame in frames]))
             line.redial_if_due()
-        if (now := time.monotonic()) >= self._check_due:
-            self._connections.check()
-            self._check_due = now + BUSY_CHECK_SECONDS
+        self._look_at_connections(ready.pop(self._connections.descriptor, 0) != 0)
         for peer, parts in messages:
             self.traffic.count(self.traffic.received, peer, parts)
         return messages, {fd for fd in ready if isinstance(fd, int)}, connected
+
+    def _look_at_connections(self, has_news: bool) -> None:
+        now = time.monotonic()
+        if has_news:
+            self._poller.unregister(self._connections.descriptor)
+            self._look_due = min(self._look_due, now + LOOK_SECONDS)
+        if now >= self._look_due:
+            if self._connections.look():
+                self._look_due = now + LOOK_SECONDS
+            else:
+                self._poller.register(self._connections.descriptor, zmq.POLLIN)
+                self._look_due = now + QUIET_LOOK_SECONDS
 
     def close(self) -> None:
         """Close everything; what is queued has a moment to leave."""
@@ -277,7 +260,7 @@ class Transport:
             self._context.term()  # left to the garbage collector, it would wait for ever for the ZAP socket
             raise TransportError(f"cannot listen on {address}: {zmq.strerror(error.errno or 0)}") from error
         self._poller.register(router, zmq.POLLIN)
-        router.monitor(f"inproc://callers-{id(self)}", zmq.EVENT_ACCEPTED | _ENDED)
+        router.monitor(f"inproc://callers-{id(self)}", zmq.EVENT_ACCEPTED | ENDED)
         self._monitor = self._context.socket(zmq.PAIR)
         self._monitor.rcvhwm = 0  # with a limit, a flood of connections would stop libzmq's own thread
         self._monitor.connect(f"inproc://callers-{id(self)}")
@@ -305,76 +288,6 @@ class Transport:
             except StopIteration:
                 continue
             raise RuntimeError("the ZAP handler waits for something")
-
-
-class Line:
-    """One connection that we dial: a DEALER, and the monitor of its handshakes."""
-
-    def __init__(
-        self,
-        context: zmq.Context[Any],
-        poller: zmq.Poller,
-        peer: Peer,
-        configure: Configure,
-        connections: Connections,
-        log: Log,
-    ) -> None:
-        self._context, self._poller, self._peer, self._configure = context, poller, peer, configure
-        self._connections, self._log = connections, log
-        self._descriptor = -1
-        self._failures = 0
-        self.refusal: str | None = None
-        self._open()
-
-    def _open(self) -> None:
-        self.socket = self._context.socket(zmq.DEALER)
-        self._configure(self.socket)
-        self.socket.curve_serverkey = z85.encode(self._peer.curve_key)
-        self.socket.immediate = True
-        self.monitor = self.socket.get_monitor_socket(_MONITORED)
-        self.socket.connect(f"tcp://{self._peer.endpoint}")
-        self.redial_at: float | None = None
-        self._poller.register(self.socket, zmq.POLLIN)
-        self._poller.register(self.monitor, zmq.POLLIN)
-
-    def close(self, linger: int = 0) -> None:
-        self._poller.unregister(self.socket)
-        self._poller.unregister(self.monitor)
-        self._connections.forget(self._descriptor)
-        self.socket.disable_monitor()
-        self.monitor.close(0)
-        self.socket.close(linger)
-
-    def redial_if_due(self) -> None:
-        """After a refusal ZeroMQ may never try again, so we do."""
-        if self.redial_at is not None and time.monotonic() >= self.redial_at:
-            self.close()
-            self._open()
-
-    def has_connected(self) -> bool:
-        """Follow the handshakes; whether one succeeded."""
-        connected = False
-        while self.monitor.poll(0):
-            event: Any = parse_monitor_message(self.monitor.recv_multipart())
-            if event["event"] == zmq.EVENT_CONNECTED:
-                self._descriptor = event["value"]
-                self._connections.opened(self._descriptor, self._peer.name)
-                continue
-            if event["event"] & _ENDED:
-                self._connections.closed(event["value"])
-                continue
-            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                connected, self.refusal = True, None
-                continue
-            known = event["event"] == zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            self.refusal = KEY_REFUSED if known else HANDSHAKE_REFUSED
-            self.redial_at = time.monotonic() + REDIAL_SECONDS
-            self._failures += 1
-            # Without detail it may be a parent that is just starting or ending; a wrong key looks the same.
-            if event["event"] != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._failures == PATIENT_FAILURES:
-                self._log(self._peer.name, "a CURVE handshake", "a refusal: do both sides have one manifest?")
-        self._failures = 0 if connected else self._failures
-        return connected
 
 
 def _configure(socket: zmq.Socket[bytes], keys: tuple[bytes, bytes], max_message: int) -> None:

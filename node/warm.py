@@ -1,22 +1,17 @@
-"""One warm process for all the nodes of a local run: what their training needs is imported once.
-
-Every node's template is forked from it, so that they share the pages of torch and its like; supervisors,
-relays and key rooms are not, and never have them. It knows no secret, and reads no data.
-"""
+"""The warm process of a local run (``node/nursery.py``): it imports what a task needs, and forks templates."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from node.enclave import run_template, warm_up
-from node.home import Home, load_home
-from node.process import name_process, spawn
+from node.home import load_home
+from node.process import end_process, name_process, spawn
 from node.protocol.posture import parse_posture
 from node.sandbox import policy
 from node.sandbox.enter import enter
@@ -25,31 +20,13 @@ from node.supervisor import enclave_settings
 _MAX_REQUEST = 8192
 
 
-class Nursery:
-    """What a supervisor asks for the template of its enclaves."""
-
-    def __init__(self, requests: socket.socket) -> None:
-        self._requests = requests
-
-    def fork_template(self, home: Home, ends: Sequence[socket.socket]) -> None:
-        """Have the template of a node forked, which enters its room first of all; ``ends`` are its sockets.
-
-        It ends by itself when its relay does.
-        """
-        request = [home.posture.text.encode(), b"\0", os.fsencode(home.path)]
-        socket.send_fds(self._requests, request, [end.fileno() for end in ends])
+def main(requests: int, task: str) -> None:
+    """The warm process."""
+    end_process(_serve, socket.socket(fileno=requests), task)
 
 
-def start_nursery(task: str) -> tuple[Nursery, int]:
-    """Fork the warm process; gives what supervisors need, and its process id."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = spawn(signal.SIGKILL, _run, theirs, ours, task)
-    theirs.close()
-    return Nursery(ours), process
-
-
-def _run(requests: socket.socket, other: socket.socket, task: str) -> None:
-    other.close()
+def _serve(requests: socket.socket, task: str) -> None:
+    requests.set_inheritable(False)
     name_process("nursery")
     warm_up(task)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # templates end when they will: the kernel takes them away

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 
 class TopologyError(Exception):
@@ -35,7 +36,7 @@ class Roster:
         if self.key_holder not in names:
             raise TopologyError(f"the key holder {self.key_holder!r} is not on the roster")
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(member.name for member in self.members)
 
@@ -46,8 +47,7 @@ class Roster:
 
     def to_bitmap(self, names: Iterable[str]) -> bytes:
         """A contributor set as ceil(n / 8) bytes, bit i (little-endian) for the i-th name."""
-        position = {name: index for index, name in enumerate(self.names)}
-        bits = sum(1 << position[name] for name in names)
+        bits = sum(self._bits[name] for name in names)
         return bits.to_bytes((len(self.members) + 7) // 8, "little")
 
     def from_bitmap(self, bitmap: bytes) -> frozenset[str]:
@@ -59,4 +59,8 @@ class Roster:
         bits = int.from_bytes(bitmap, "little")
         if len(bitmap) != (len(self.members) + 7) // 8 or bits >> len(self.members):
             raise ValueError(f"a contributor set of {len(self.members)} parties was expected")
-        return frozenset(name for index, name in enumerate(self.names) if bits >> index & 1)
+        return frozenset(name for name, bit in self._bits.items() if bits & bit)
+
+    @cached_property
+    def _bits(self) -> Mapping[str, int]:
+        return {name: 1 << index for index, name in enumerate(self.names)}

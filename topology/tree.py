@@ -8,7 +8,7 @@ individual ciphertexts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -55,6 +55,13 @@ class Tree:
         if name not in self.children:
             return frozenset()
         return frozenset({name}).union(*(self.subtree(child) for child in self.children[name]))
+
+    def is_within(self, name: str, top: str) -> bool:
+        """Whether a party is in another's :meth:`subtree`."""
+        at: str | None = name if name in self.children else None
+        while at is not None and at != top:
+            at = self.parent.get(at)
+        return at is not None
 
 
 def inner_positions(others: int) -> int:
@@ -149,13 +156,18 @@ class Placement:
         listening = {member.name for member in self.roster.members if member.listens}
         return tuple(name for name in self.order if name in listening or len(self.order) == 1)
 
-    def _ancestors(self, name: str) -> list[str]:
+    @cached_property
+    def _above(self) -> Mapping[str, str]:
+        """Who stands above whom in the tree of the whole roster."""
         above = _above_in_a_chain if self.shape == "chain" else _above_in_a_complete_tree
-        index, chain = self.order.index(name), []
-        while index:
-            index = above(index, len(self.order))
-            chain.append(self.order[index])
-        return chain
+        count = len(self.order)
+        return {name: self.order[above(index, count)] for index, name in enumerate(self.order) if index}
+
+    def _ancestors(self, name: str) -> Iterator[str]:
+        """The nearest first."""
+        while name in self._above:
+            name = self._above[name]
+            yield name
 
 
 def place(roster: Roster, live: Collection[str], seed: bytes, shape: Shape = "balanced") -> Tree:

@@ -20,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from keys.identity import Identity, verify
 from node.home import Home
+from node.line import HANDSHAKE_REFUSED, KEY_REFUSED, Peer
 from node.neighbours import ENVELOPE_BYTES, greeting
 from node.protocol import clock
-from node.transport import HANDSHAKE_REFUSED, KEY_REFUSED, REFUSED, Peer, Transport
+from node.transport import REFUSED, Transport
 
 CONNECT_SECONDS, SPEAK_SECONDS, HANDSHAKE_SECONDS, ANSWER_SECONDS = 3.0, 2.0, 6.0, 3.0
 ASK_SECONDS, AGAIN_SECONDS, LINGER_SECONDS, TURN_SECONDS = 0.5, 1.0, 1.0, 0.05

@@ -32,7 +32,7 @@ class Adder(Climber):
         """Our parent, if our sum may go to it: an ancestor in the round's tree; the key holder gets the apex's."""
         if self.parent == self.key_holder:
             return self.parent if self.me == self.tree.apex else None
-        return self.parent if self.parent and self.me in self.tree.subtree(self.parent) else None
+        return self.parent if self.parent and self.tree.is_within(self.me, self.parent) else None
 
     # ---- segments come: ours and our children's -----------------------------------------------------------
 
@@ -69,7 +69,7 @@ class Adder(Climber):
             self._advance()
 
     def _is_below(self, child: str) -> bool:
-        return child in self.tree.subtree(self.me)
+        return self.tree.is_within(child, self.me)
 
     def _holds(self, child: str, contributors: frozenset[str]) -> bool:
         return contributors <= self.tree.subtree(child)

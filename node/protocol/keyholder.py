@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from node.protocol import events as ev
-from node.protocol.attendance import Attendance
+from node.protocol.convener import Convener
 from node.protocol.feeder import Feeder
 from node.protocol.messages import (
     EVALUATE,
@@ -18,8 +18,6 @@ from node.protocol.messages import (
     STATISTICS,
     Absent,
     Close,
-    Fail,
-    Finish,
     Gone,
     Joined,
     Open,
@@ -50,20 +48,12 @@ class Round:
     ended: bool = False  # nothing more comes: close with what was opened
 
 
-class KeyHolder(Feeder):
+class KeyHolder(Convener):
     """See the table at the end of this file."""
 
     def __init__(self, me: str, placement: Placement, rules: Rules) -> None:
         super().__init__(me, placement, rules)
-        self.begin_feeding()
         self.round: Round | None = None
-        self.number = self.begins = -1
-        self.present = Attendance(me, frozenset(placement.order))
-        self.failures = 0
-        self.began = self.is_told = False
-        self.closing: tuple[str, frozenset[str], int] | None = None
-        self.resumed: ev.Resumed | None = None
-        self.evaluated: list[frozenset[str]] = []
 
     def route_is_right(self, event: ev.Received) -> bool:
         message, sender = event.message, event.sender
@@ -72,114 +62,9 @@ class KeyHolder(Feeder):
         addressed = (sender, event.recipient) == (event.peer, self.me)
         return addressed and isinstance(message, Partial | Absent)
 
-    # ---- who is there -----------------------------------------------------------------------------------
-
-    def on_ready(self, event: ev.Ready) -> None:
-        self.ready(event)
-        self.chain.extend(event.chain)
-        self.begins, self.evaluated = event.begins, [*event.evaluated]
-        self.number = max(event.last_round, event.begins, *(published.close.round for published in event.chain))
-        self.state = State.IDLE
-        self.resumed = event.resumed
-        if event.resumed:
-            self._close_resumed(event.resumed)
-            return
-        self._wait()
-
-    def _close_resumed(self, resumed: ev.Resumed) -> None:
-        """We were interrupted after an opening: its round is closed with what was opened."""
-        self.state = State.APPLYING
-        self.closing = (resumed.purpose, resumed.contributors, resumed.segments)
-        self.number = max(self.number, resumed.round)
-        if resumed.applied:
-            self.on_applied(ev.Applied(resumed.round, self.base, self.size, self.is_finished))
-        else:
-            self.do(ev.Apply(resumed.round, resumed.purpose, resumed.contributors, resumed.segments, None))
-
-    def _wait(self) -> None:
-        """Until enough are there for the next round."""
-        is_resumed = self.number > self.begins and not self.began
-        self.do(ev.SetTimer("join", self.rules.join_seconds))
-        if self.began or is_resumed:
-            self.do(ev.SetTimer("settle", self.rules.settle_seconds))
-        self.aim_all()
-        self._begin_if_all_are_there()
-
-    def on_up(self, peer: str, restarted: bool) -> None:
-        if restarted:
-            self.on_down(peer, left=False)
-
-    def on_down(self, peer: str, left: bool) -> None:
-        child = self.fed.pop(peer, None)
-        self.is_told = self.is_told or bool(child and child.told and left)
-        self.orphans |= not left and any(place.parent == peer for place in self.present.places.values())
-        self.present.gone(peer, self.me)
-        if self.round and peer == self.round.tree.apex:
-            self._end_round()
-        elif self.state is State.IDLE:
-            self.do(ev.SetTimer("settle", self.rules.settle_seconds))
-        self._leave_if_told()
-
-    def on_joined(self, event: ev.Received) -> None:
-        joined = event.message
-        assert isinstance(joined, Joined)
-        if objection := self.rules.minimum.objection(joined.posture):
-            self.drop(event, f"{event.sender} in a sandbox as the manifest demands", objection)
-            return
-        self.do(ev.Consume(event.peer))
-        if self.present.joined(event.sender, joined.parent, joined.base):
-            who = frozenset({event.sender})
-            self.do(ev.Report("joined", max(self.number, 0), who))
-            self.do(ev.Record("joined", max(self.number, 0), 0, who, joined.posture))
-        if event.sender == event.peer:
-            self.place(event.peer, joined)
-        if self.state is State.IDLE and joined.base not in self._known:
-            name = event.sender
-            if not self.began:
-                self._fail(f"{name} holds another model, study or package versions than the key holder", final=True)
-            else:
-                self.do(ev.Report("holds another model", self.number, frozenset({name})))
-        elif self.state is State.IDLE:
-            if self.began or self.number > self.begins:
-                self.do(ev.SetTimer("settle", self.rules.settle_seconds))
-            self._begin_if_all_are_there()
-
-    @property
-    def _known(self) -> set[bytes]:
-        """Every state that this study has had."""
-        return {self.base, *(published.close.base for published in self.chain)}
-
-    def on_gone(self, event: ev.Received) -> None:
-        gone = event.message
-        assert isinstance(gone, Gone)
-        self.do(ev.Consume(event.peer))
-        if self.present.gone(gone.name, event.sender) and self.state is State.IDLE:
-            self._begin_if_all_are_there()
-
-    def live(self) -> frozenset[str]:
-        """Who can take part in a round that begins now."""
-        return self.present.live(self.base, self._known, self.up, not self.began)
-
-    def _begin_if_all_are_there(self) -> None:
-        if self.base and self.present.expected and self.present.expected <= self.live():
-            self._begin_with(self.live())
-
-    def on_waited(self, event: ev.Expired) -> None:
-        if self._is_finished:
-            self._finish()
-            return
-        live = self.live()
-        missing = sorted(frozenset(self.placement.order) - live)
-        if self._begin_with(live):
-            self.do(ev.Report("began without", self.number, frozenset(missing)))
-        elif event.timer == "settle":
-            self.do(ev.SetTimer("settle", self.rules.settle_seconds))
-        else:
-            self._fail("too few parties joined in time", final=True, private=f"missing: {', '.join(missing)}")
-
     # ---- a round ----------------------------------------------------------------------------------------
 
-    def _begin_with(self, live: frozenset[str]) -> bool:
+    def begin_with(self, live: frozenset[str]) -> bool:
         """Begin a round, if these are enough for one, and one of them is the apex and our neighbour."""
         try:
             tree = self.placement.tree(live)
@@ -188,8 +73,8 @@ class KeyHolder(Feeder):
         if not quorum_met(live, self.rules.min_hidden) or tree.apex not in self.up:
             return False
         self.do(ev.StopTimer("join"), ev.StopTimer("settle"))
-        if self._is_finished:
-            self._finish()
+        if self.is_at_the_end:
+            self.finish()
             return True
         self.began, self.orphans = True, False
         needs_statistics = self.lengths[STATISTICS] and not self.chain and self.begins < 0
@@ -199,7 +84,7 @@ class KeyHolder(Feeder):
             # In the ledger: after a restart it is not held either, when some may have gone home already.
             self.do(ev.Record("skipped", self.number, 0, frozenset()))
             self.do(ev.Report(f"not evaluated: {TELLS_APART}", self.number))
-            return self._begin_with(live)  # with the next round, or the end
+            return self.begin_with(live)  # with the next round, or the end
         chosen = self.rules.chosen(live, purpose, self.base)
         is_chosen, milliseconds = self.me in chosen, round(self.rules.gather_seconds * 1000)
         opening = Open(self.number, self.base, live, purpose, self.lengths[purpose], is_chosen, milliseconds)
@@ -212,10 +97,6 @@ class KeyHolder(Feeder):
         self.do(ev.Record("training", self.number, 0, frozenset()), ev.SetTimer("round", self.rules.gather_seconds))
         self.open_log(self.number, opening)
         return True
-
-    @property
-    def _is_finished(self) -> bool:
-        return self.is_finished or self.number >= self.rules.schedule.last
 
     def on_partial(self, event: ev.Received) -> None:
         partial, round_ = event.message, self.round
@@ -289,11 +170,11 @@ class KeyHolder(Feeder):
         assert round_ is not None
         if self.state is State.GATHERING and round_.own is not None and (round_.parts or round_.ended):
             if not round_.parts or not quorum_met(self._contributors(round_), self.rules.min_hidden):
-                self._fail("below the quorum: nothing was opened")
+                self.fail("below the quorum: nothing was opened")
                 return
             is_evaluation = round_.opening.purpose == EVALUATE
             if is_evaluation and not self.rules.may_evaluate(self._contributors(round_), self.evaluated):
-                self._fail(f"{TELLS_APART}: nothing was opened")
+                self.fail(f"{TELLS_APART}: nothing was opened")
                 return
             self.state = State.FLOWING
             self.do(ev.SetTimer("round", self.rules.gather_seconds))
@@ -332,18 +213,18 @@ class KeyHolder(Feeder):
     def on_refused(self, event: ev.OpeningRefused) -> None:
         if event.reason:  # nothing more can be opened in this study, and everyone may know why
             self.is_finished = True
-            self._fail(event.reason)
+            self.fail(event.reason)
         else:
-            self._fail("failed", final=True, private="the opening was refused; the key is retired")
+            self.fail("failed", final=True, private="the opening was refused; the key is retired")
 
     def _close(self, round_: Round) -> None:
         complete = round_.next == round_.segments
         purpose = round_.opening.purpose
         if round_.next == 0:
-            self._fail("the round ended before its totals were opened")
+            self.fail("the round ended before its totals were opened")
         elif purpose == STATISTICS and not complete:
             # Statistics are the same in every round: two totals over sets that differ by one party are its own.
-            self._fail("the statistics ended before all their totals were opened", final=True)
+            self.fail("the statistics ended before all their totals were opened", final=True)
         else:
             self.state = State.APPLYING
             self.do(ev.StopTimer("round"))
@@ -369,86 +250,51 @@ class KeyHolder(Feeder):
         self.moved(event)
         self.failures = 0
         self.closed(published)
-        self._wait()
+        self.wait()
+
+    def on_down(self, peer: str, left: bool) -> None:
+        super().on_down(peer, left)
+        if self.round and peer == self.round.tree.apex:
+            self._end_round()
+
+    def abandon(self) -> bool:
+        round_, self.round = self.round, None
+        if round_:
+            self._forget_parts(round_)
+            self.do(ev.Wipe(max(self.number, 0)))
+        return round_ is not None
 
     def _forget_parts(self, round_: Round) -> None:
         if round_.tree.apex in self.up:
             self.do(*[ev.Consume(round_.tree.apex)] * len(round_.parts))
         round_.parts.clear()
 
-    # ---- the end ----------------------------------------------------------------------------------------
-
-    def _finish(self) -> None:
-        self.do(ev.StopTimer("join"), ev.StopTimer("settle"))
-        self._say_goodbye(Finish(self.base), None)
-
-    def _fail(self, reason: str, final: bool = False, private: str = "") -> None:
-        """End the round for everyone, and the study if it is final. ``private`` is for this node's own user only."""
-        number = max(self.number, 0)
-        self.failures += 1
-        if self.failures >= self.rules.most_failures:
-            final = True
-        if self.round:
-            self._forget_parts(self.round)
-            self.do(ev.Wipe(self.number))
-        was_round, self.round = self.round, None
-        self.do(ev.StopTimer("round"), ev.StopTimer("join"), ev.StopTimer("settle"))
-        fail = Fail(number, self.base or bytes(32), reason, final)
-        if final:
-            self._say_goodbye(fail, f"round {number}: {reason}" + (f" ({private})" if private else ""))
-            return
-        self.do(ev.Report(f"failed: {reason}", number))
-        if was_round:
-            self.append(fail, is_last=True)
-        self.state = State.IDLE
-        self._wait()
-
-    def _say_goodbye(self, word: Finish | Fail, error: str | None) -> None:
-        self.error, self.state = error, State.ENDING
-        self.do(ev.SetTimer("goodbye", self.rules.goodbye_seconds))
-        self.end_feeding(word)
-        self._leave_if_told()
-
-    def _leave_if_told(self) -> None:
-        if self.state is State.ENDING and self.is_told and self.everyone_has_left:
-            self.leave()
-
-    def on_room(self, peer: str, consumed: bool) -> None:
-        self.feed(peer)
-        if self.state is State.ENDING and consumed:
-            self.do(ev.SetTimer("goodbye", self.rules.goodbye_seconds))
-
-    def on_joined_late(self, event: ev.Received) -> None:
-        assert isinstance(event.message, Joined)
-        self.do(ev.Consume(event.peer))
-        self.present.joined(event.sender, event.message.parent, event.message.base)
-        if event.sender == event.peer:
-            self.place(event.peer, event.message)
-
     TABLE: ClassVar[Table] = {
-        (State.JOINING, ev.Ready): on_ready,
-        (State.JOINING, Joined): on_joined,
-        (State.JOINING, Gone): on_gone,
-        (State.IDLE, Joined): on_joined,
-        (State.IDLE, Gone): on_gone,
-        (State.IDLE, ev.Expired): on_waited,
-        (State.GATHERING, Joined): on_joined_late,
-        (State.GATHERING, Gone): on_gone,
+        (State.JOINING, ev.Ready): Convener.on_ready,
+        (State.JOINING, Joined): Convener.on_joined,
+        (State.JOINING, Gone): Convener.on_gone,
+        (State.IDLE, Joined): Convener.on_joined,
+        (State.IDLE, Gone): Convener.on_gone,
+        (State.IDLE, ev.Expired): Convener.on_waited,
+        (State.GATHERING, Joined): Convener.on_joined_late,
+        (State.GATHERING, Gone): Convener.on_gone,
         (State.GATHERING, Partial): on_partial,
         (State.GATHERING, Absent): on_absent,
         (State.GATHERING, ev.Contributed): on_contributed,
         (State.GATHERING, ev.OwnLost): on_own_lost,
         (State.GATHERING, ev.Expired): on_round_expired,
-        (State.FLOWING, Joined): on_joined_late,
-        (State.FLOWING, Gone): on_gone,
+        (State.FLOWING, Joined): Convener.on_joined_late,
+        (State.FLOWING, Gone): Convener.on_gone,
         (State.FLOWING, Partial): on_partial,
         (State.FLOWING, Absent): on_absent,
         (State.FLOWING, ev.Opened): on_opened,
         (State.FLOWING, ev.OpeningRefused): on_refused,
         (State.FLOWING, ev.OwnLost): on_own_lost_late,
         (State.FLOWING, ev.Expired): on_round_expired,
+        (State.APPLYING, Joined): Convener.on_joined_late,
+        (State.APPLYING, Gone): Convener.on_gone,
         (State.APPLYING, ev.Applied): on_applied,
-        (State.ENDING, Joined): on_joined_late,
-        (State.ENDING, Gone): on_gone,
+        (State.ENDING, Joined): Convener.on_joined_late,
+        (State.ENDING, Gone): Convener.on_gone,
         (State.ENDING, ev.Expired): Feeder.leave,
     }

@@ -21,8 +21,9 @@ import pytest
 
 from keys.ceremony import load_identity
 from node.home import Home, load_home
+from node.line import Peer
 from node.operate.reachability import MEANING, REMEDIES, NetworkReport
-from node.transport import Peer, Transport
+from node.transport import Transport
 from tests.end_to_end.commands import wait_until, wardtree
 from tests.end_to_end.test_institutions import NAMES, make_homes, nodes
 

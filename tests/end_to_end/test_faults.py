@@ -30,7 +30,7 @@ pytestmark = pytest.mark.confined
 
 def test_a_death_while_it_trains_costs_its_own_contribution_alone(tmp_path: Path) -> None:
     """An enclave, a leaf, an inner node: its children move to its parent in the same round. The apex: one round."""
-    with watched(tmp_path, parties=7, rounds=6) as nodes:
+    with watched(tmp_path, parties=7, rounds=6, seconds=1.0) as nodes:
         leaf, inner, apex = nodes.leaf, nodes.inner, nodes.apex
         nodes.start()
         opened(nodes, apex, 2)

@@ -33,7 +33,7 @@ seed = 1
 class = "synthetic"
 [task.options]
 params = 20000
-seconds = 0.3
+seconds = {seconds}
 [aggregation]
 segment_ciphertexts = 1
 min_hidden = 3
@@ -83,7 +83,7 @@ def check_account(nodes: Watched) -> None:
 
 
 def test_a_party_that_drops_out_and_a_key_holder_that_is_killed_give_no_privacy_back(tmp_path: Path) -> None:
-    with watched(tmp_path, study=STUDY.format(rounds=4, more=ADAPTIVE), parties=5, rounds=4) as nodes:
+    with watched(tmp_path, study=STUDY.format(rounds=4, more=ADAPTIVE, seconds=1.2), parties=5, rounds=4) as nodes:
         nodes.start()
         nodes.until_told(nodes.leaf, "round", what="opened", round=1)
         nodes.kill_room(nodes.leaf, "enclave")
@@ -104,7 +104,7 @@ def test_a_party_that_drops_out_and_a_key_holder_that_is_killed_give_no_privacy_
 def test_below_m_nothing_is_opened_and_a_node_that_comes_back_knows_what_was_spent(tmp_path: Path) -> None:
     """Of five parties four must contribute, so that each hides among three others: with two lost nothing is opened, nor
     charged. One that was away for a round gets clip, account and model from its parent."""
-    with watched(tmp_path, study=STUDY.format(rounds=5, more=ADAPTIVE), parties=5, rounds=5) as nodes:
+    with watched(tmp_path, study=STUDY.format(rounds=5, more=ADAPTIVE, seconds=1.2), parties=5, rounds=5) as nodes:
         others = [name for name in nodes.names if name not in (nodes.key_holder, nodes.apex)]
         nodes.start()
         nodes.until_told(nodes.key_holder, "round", what="closed", round=1)
@@ -137,7 +137,11 @@ def run(folder: Path, study: str, *options: object) -> dict[str, Any]:
 def test_the_report_says_what_was_spent_of_which_budget(tmp_path: Path) -> None:
     """Of noise enough for two rounds."""
     more = "noise_multiplier = 2.0\n"
-    study = STUDY.format(rounds=2, more=more).replace("epsilon = 8.0", "epsilon = 3.4").replace("min_hidden = 3", "")
+    study = (
+        STUDY.format(rounds=2, more=more, seconds=0.0)
+        .replace("epsilon = 8.0", "epsilon = 3.4")
+        .replace("min_hidden = 3", "")
+    )
     report = run(tmp_path, study, "--parties", 4)
     assert report["privacy_spent"]["everyone"]["epsilon"] <= 3.4
     assert report["privacy_spent"]["everyone"]["unit"] == "hospital"

@@ -17,7 +17,8 @@ from nacl.exceptions import CryptoError
 from node import transport
 from node.connections import MOST_PER_PARTY, MOST_STRANGERS
 from node.gauge import peak_memory
-from node.transport import REFUSED, UNREAD_MESSAGES, Peer, Transport
+from node.line import Peer
+from node.transport import REFUSED, UNREAD_MESSAGES, Transport
 from tests.end_to_end.commands import FULL
 from tests.fuzz.test_fuzz import mutated
 from tests.node.test_transport import PUBLIC, SECRETS, Refusal

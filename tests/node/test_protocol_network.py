@@ -18,7 +18,7 @@ from tests.node.mutants import MUTANTS, ForeignSubtree, Liar
 from tests.node.network import FakeFrame, Network
 
 FULL = os.environ.get("WARDTREE_FULL") == "1"
-ROUNDS = 50_000 if FULL else 5_000
+ROUNDS = 50_000 if FULL else 2_000
 
 
 def key_holder_inbox(network: Network) -> list[FakeFrame]:

@@ -13,8 +13,9 @@ import zmq
 from nacl.public import PrivateKey
 from zmq.utils import z85
 
-from node import transport
-from node.transport import REFUSED, Peer, Transport, TransportError
+from node import line
+from node.line import Peer
+from node.transport import REFUSED, Transport, TransportError
 
 NAMES = ("apex", "bo", "cy")
 SECRETS = {name: bytes([number]) * 32 for number, name in enumerate((*NAMES, "mallory"), start=1)}
@@ -142,7 +143,9 @@ def test_a_strangers_key_is_refused_counted_and_logged(world: World) -> None:
     mallory = world.node("bo", secret=SECRETS["mallory"])
     world.until(lambda: len(parent.log) >= 2 and mallory.log)  # each of its attempts counts
     expected = (f"key {z85.encode(PUBLIC['mallory']).decode()}", "a CURVE key of the manifest", "a stranger's")
-    assert set(parent.log) == {expected}
+    gone_at_once = ("a connection", "a CURVE handshake", "something else")
+    assert expected in parent.log
+    assert set(parent.log) <= {expected, gone_at_once}, "libzmq may end one before we look at it"
     assert not mallory.transport.send("apex", [b"let me in"])
     assert mallory.connections == []
     assert mallory.log[0][:2] == ("apex", "a CURVE handshake")
@@ -254,7 +257,7 @@ def test_what_goes_nowhere_is_said_to_go_nowhere(world: World) -> None:
 def test_a_child_that_came_before_its_parent_connects_when_it_comes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "REDIAL_SECONDS", 0.2)
+    monkeypatch.setattr(line, "REDIAL_SECONDS", 0.2)
     child = world.node("bo")
     world.a_while(0.3)
     assert not child.transport.send("apex", [b"too early"])

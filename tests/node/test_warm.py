@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from node.home import Home
+from node.nursery import start_nursery
 from node.process import reap
 from node.rooms import Template
 from node.sandbox.machine import detect
-from node.warm import start_nursery
 from tests.node.homes import KEY_HOLDER, Federation, make_federation
 
 

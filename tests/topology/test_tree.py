@@ -64,6 +64,8 @@ def test_only_the_children_of_the_dead_move_and_to_their_nearest_living_ancestor
         assert tree.parent[name] == (tree.apex if above == roster.key_holder else above)
         assert name in tree.children[tree.parent[name]]
     assert tree.subtree(roster.key_holder) == live, "everyone is there once, and no circle"
+    for top in roster.names:
+        assert {name for name in roster.names if tree.is_within(name, top)} == tree.subtree(top)
 
 
 @given(st.integers(3, 40), st.data())

@@ -37,7 +37,7 @@ ATTEMPTS = {
     "read a web page": lambda: urllib.request.urlopen("http://127.0.0.1:9"),
     "handle it": handled,
     "write beside itself": lambda: (OTHERS / "4711.txt").write_text("4711"),
-    "overwrite data": lambda: pathlib.Path(sys.argv[0]).open("r+b"),
+    "overwrite data": lambda: pathlib.Path(np.__file__).open("r+b"),
     "make a temporary file": lambda: tempfile.NamedTemporaryFile(),
     "make a folder": lambda: os.mkdir("/tmp/4711"),
     "remove a file": lambda: os.remove(OTHERS / "patients.csv"),
