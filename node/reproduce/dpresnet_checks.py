@@ -28,7 +28,8 @@ from node.gauge import Gauge
 from node.home import load_home
 from node.ledger import read_entries
 from node.local import prepare
-from node.process import end_all, uninterrupted
+from node.nursery import start_nursery
+from node.process import end_all
 from node.protocol.posture import NO_GAPS
 from node.record import Record
 from node.reproduce import ours
@@ -199,9 +200,6 @@ def dropout_text() -> str:
 
 
 def _run_with_drops(federation: Federation, helpers: dict[str, int]) -> _Seen:
-    with uninterrupted():
-        from node.warm import start_nursery
-
     nursery, helpers["nursery"] = start_nursery(federation.study.task.class_name)
     launcher = prepare(federation, nursery=nursery)
     tree = tree_of(federation)

@@ -216,7 +216,7 @@ def test_a_clip_follows_the_median_of_the_gradients_and_its_numbers_are_paid_for
     adaptive = AdaptiveClip(quantile=0.5, rate=0.3, count_noise=2.0, lowest=0.01, highest=1000.0)
     recipe = replace(FULL, noise_multiplier=1.5, clip=100.0, epochs=60, learning_rate=1e-9, adaptive=adaptive)
     assert adaptive.update_multiplier(1.5) == pytest.approx((1.5**-2 - 4.0**-2) ** -0.5)
-    x, y = torch.randn(ROWS, 9, generator=torch.Generator().manual_seed(1)), torch.ones(ROWS, 1)
+    x, y = torch.randn(ROWS, 9, generator=torch.Generator().manual_seed(1)), torch.ones(ROWS)
     accountant = Accountant(None)
     done = train(zeros(), x, y, loss, recipe, accountant)
     # At zero weights a row's gradient is (p - y) times (x, 1), half as long as that.
