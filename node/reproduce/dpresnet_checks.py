@@ -112,7 +112,7 @@ def bits_text() -> str:
         f"local_epochs = {whole.task.options['local_epochs']}\n": "local_epochs = 1\n",
         'weights = "examples"': 'weights = "equal"',
         f"clip = {whole.aggregation.clip}": f"clip = {bound!r}",
-        '[optimisation]\nschedule = "cosine"': '[optimisation]\nschedule = "constant"',
+        f'schedule = "cosine"\nwarmup_rounds = {whole.optimisation.warmup_rounds}\n': 'schedule = "constant"\n',
     }.items():
         text = text.replace(old, new, 1)
     return text

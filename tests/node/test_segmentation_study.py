@@ -162,7 +162,7 @@ def test_a_long_schedule_goes_on_where_it_was_interrupted(
         (row,) = json.loads((tmp_path / "dpresnet.json").read_text())["rows"]
         assert (row["rounds"], len(row["curve"]), len(row["seconds"])) == (rounds, rounds, rounds)
     assert row["train"] + row["held_out"] == 600
-    assert "| 3 | plain | 3 of 3 | " in capsys.readouterr().out
+    assert "| 3 | plain | – | 3 of 3 | " in capsys.readouterr().out
 
 
 PARTS = dpresnet._parts
