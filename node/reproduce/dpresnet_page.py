@@ -177,10 +177,10 @@ def _bits(row: Row) -> str:
     return f"""\
 Two programs, each of which trains for itself: a federation of {row["hospitals"]} nodes, and one process that adds the
 hospitals' integers as they are. Batches follow from public seeds here, weights are equal, and each hospital brings its
-update to the grid, so that the random rounding, which is never from a seed, has nothing to round. After {BITS_ROUNDS}
-rounds, {row["rounds"] * row["parameters"]:,} values of {row["rounds"]} models compared bit by bit: **{row["different"]}
-differ** ({row["moved"]:,} of {row["parameters"]:,} moved in the second round). SHA-256 of the last model, {same}:
-`{row["digests"][0]}` (encrypted), `{row["digests"][1]}` (plain).
+update to the grid, so that the random rounding, which is never from a seed, has nothing to round. The models of
+{BITS_ROUNDS} rounds, {row["rounds"] * row["parameters"]:,} values, are compared bit by bit:
+**{row["different"]} differ** ({row["moved"]:,} of {row["parameters"]:,} moved in the second round). SHA-256 of the last
+model, {same}: `{row["digests"][0]}` (encrypted), `{row["digests"][1]}` (plain).
 """
 
 

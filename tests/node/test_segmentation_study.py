@@ -226,6 +226,7 @@ def test_encrypted_is_plain_bit_for_bit_though_each_program_trains_for_itself(
     assert row["exact"]
     assert row["different"] == 0
     assert row["digests"][0] == row["digests"][1]
+    assert "**0 differ**" in dpresnet_page._bits({"hospitals": 3, **row})
     assert row["moved"] > 100, "the rounds did something: in images of 8 x 8 the deep layers see one pixel, and rest"
 
 
@@ -263,6 +264,7 @@ def test_hospitals_drop_out_down_to_the_least_and_then_nothing_is_opened(
     assert row["identical"]
     assert "round 3: failed: below the quorum: nothing was opened" in row["refused"]
     assert len(row["killed"]) == 2
+    assert "Contributors of the published rounds: 5, 4." in dpresnet_page._dropout({"hospitals": 5, **row})
 
 
 def test_without_flwr_the_row_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +274,10 @@ def test_without_flwr_the_row_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     assert ours["exact"]
     assert ours["bytes_up"] > 0
     assert len(flower) == len(checks.SECAGG_DROPS)
+    page = dpresnet_page._secagg(row["programs"])
+    assert "the mean, its sum exact" in page
     if importlib.util.find_spec("flwr") is None:
+        assert "not run: " in page
         assert all("No module named 'flwr'" in each["failed"] for each in flower)
     np.save(tmp_path / "updates.npy", np.zeros((3, 5), np.float32))
     assert "No such file" in checks._flower("/nowhere/python", tmp_path / "updates.npy", 0, 1)["failed"]
