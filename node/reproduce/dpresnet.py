@@ -26,7 +26,7 @@ ARMS = (ENCRYPTED, PLAIN, RECORD, HOSPITAL)
 
 EPSILON, DELTA, CLIP, PAPER_ROUNDS = 6.0, 1.9e-4, 7.0, 50
 """The paper's."""
-RECORD_ROUNDS, RECORD_BATCH, RECORD_RATE = 4, 128, 0.1
+RECORD_ROUNDS, RECORD_BATCH, RECORD_RATE = 4, 128, 0.02
 HOSPITAL_ROUNDS = 2
 """The schedules with noise are short; the noise of the second is that of the paper's 50 rounds."""
 

@@ -53,7 +53,8 @@ NOTES = """\
   learning rate and the batch were chosen after trials of two or three rounds, by accuracy on these held-out images; the
   model of the last round is the one that counts, whatever came before.
 - All hospitals run at once on two cores that other work shared: seconds by the wall are of busy hours, and processor
-  seconds are what the work itself took, still somewhat more than on an idle machine.
+  seconds are what the work itself took, still somewhat more than on an idle machine. A part of a run whose processor
+  seconds were not counted is taken to be as the others.
 - With hospital-level DP the noise on the sum is sqrt(d) times as long as its deviation in one parameter: ten hospitals
   do not drown it.
 """
