@@ -18,6 +18,8 @@ from node.reproduce import adpfl as ad
 from node.reproduce import attacks as attempts
 from node.reproduce import attacks_page as attempts_page
 from node.reproduce import dpresnet as dpr
+from node.reproduce import dpresnet_checks as dpr_checks
+from node.reproduce import dpresnet_page as dpr_page
 from node.reproduce import medhe as med
 from node.reproduce import medhe_page, medhe_wire
 from node.reproduce import overhead as over
@@ -269,17 +271,24 @@ def dpresnet(
     redraw: Redraw = False,
     images: Annotated[Path | None, typer.Option(help="BloodMNIST: an .npz with images and labels.")] = None,
     hospitals: Annotated[list[int] | None, typer.Option(min=3, max=64, help="Only these; default 5, 10, 20.")] = None,
-    arm: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(dpr.ARMS)}.")] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(help=f"Only these: {', '.join((*dpr.ARMS, *dpr_checks.CHECKS))}.")
+    ] = None,
     at_once: Annotated[int, typer.Option(min=1, help="Rounds after which what was done is kept.")] = 4,
+    flower: Annotated[str, typer.Option(help="The python of an environment with flwr.")] = sys.executable,
 ) -> None:
     """DPResNet: blood cells named by a ResNet-9 of many hospitals; goes on where it was interrupted."""
     results = _results("dpresnet", ("arm", "hospitals"), False, out)
-    if redraw:
-        dpr.publish(results)
-        return
-    if images is None or not images.is_file():
-        raise WardtreeError(f"--images: expected the .npz file of images and labels, came {images or 'nothing'}")
-    dpr.run(results, images, tuple(hospitals or dpr.HOSPITALS), _known("--arm", arm, dpr.ARMS), at_once)
+    if not redraw:
+        if images is None or not images.is_file():
+            raise WardtreeError(f"--images: expected the .npz file of images and labels, came {images or 'nothing'}")
+        asked = _known("--arm", arm, (*dpr.ARMS, *dpr_checks.CHECKS))
+        trained = tuple(one for one in asked if one in dpr.ARMS)
+        for _ in dpr.run(results, images, tuple(hospitals or dpr.HOSPITALS), trained, at_once):
+            dpr_page.publish(results)
+        for _ in dpr_checks.run(results, images, [one for one in asked if one not in trained], flower):
+            dpr_page.publish(results)
+    dpr_page.publish(results)
 
 
 @app.command()

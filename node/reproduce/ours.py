@@ -33,7 +33,8 @@ class Run:
         models: shape (kept, P), float32: after every ``keep`` rounds.
         seconds: of each round, from its opening until the last node has applied it.
         upload: bytes of one party's update, the share of what it sent upward.
-        spent: with record-level privacy, of each party the lines of its own ledger that say so.
+        processor_seconds: of all processes of all parties, from the ceremony to the end.
+        spent: with privacy, of each party the lines of its own ledger that say so.
         exact: the study has ``check_sums``, and each total is the sum of what the parties encrypted, to the last bit.
         statistics: the published sums of a task that has them.
     """
@@ -43,7 +44,13 @@ class Run:
     upload: float
     spent: Mapping[str, list[dict[str, Any]]]
     exact: bool
+    processor_seconds: float
     statistics: NDArray[np.float64] | None = None
+
+    @property
+    def epsilon(self) -> float | None:
+        """The most that was spent of any party, or of all together under hospital-level privacy; None without."""
+        return max((entry["epsilon"] for entries in self.spent.values() for entry in entries), default=None)
 
 
 def run(study: str, data: Mapping[str, Mapping[str, Any]], key_holder: str, keep: int) -> Run:
@@ -61,8 +68,9 @@ def run(study: str, data: Mapping[str, Mapping[str, Any]], key_holder: str, keep
         seconds = seconds_of(outcome)
         sent = outcome.record.traffic[outcome.tree.apex]["to_parent"] / len(seconds)
         exact = parsed.debug.check_sums and outcome.record.sums_exact()
+        processor = outcome.peak.processor_seconds if outcome.peak else 0.0
         spent = {name: _spent(federation.home(name)) for name in federation.names}
-        return Run(np.stack(trained[keep - 1 :: keep]), seconds, sent, spent, exact, models[-1].statistics)
+        return Run(np.stack(trained[keep - 1 :: keep]), seconds, sent, spent, exact, processor, models[-1].statistics)
 
 
 def timed(make: Callable[[Path], Federation]) -> tuple[list[float], int]:

@@ -42,7 +42,7 @@ def test_shares_are_all_parties_once_and_even() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
 def test_without_ray_one_line_names_the_extra() -> None:
     with pytest.raises(LocalError, match='--engine ray: expected the package ray .the extra "ray".'):
-        RayEngine(["a", "b"], parse_study('[task]\nclass = "synthetic"\n', "test"))
+        RayEngine(["a", "b"], parse_study(SYNTHETIC.format(params=10, max_parties=4), "test"))
 
 
 @pytest.fixture(scope="module")
