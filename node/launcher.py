@@ -95,7 +95,7 @@ class Launcher:
         if seat.network:
             enter_network(seat.network)
         try:
-            code = run_node(seat.home, lambda: _read(seat.passphrase), theirs, seat.options, self._nursery)
+            code = run_node(seat.home, lambda: read_passphrase(seat.passphrase), theirs, seat.options, self._nursery)
         except WardtreeError as error:
             theirs.send("stopped", party=name, time=time.time(), error=str(error))
             code = ENDED_FROM_OUTSIDE if isinstance(error, EndedFromOutsideError) else 2
@@ -138,5 +138,6 @@ def was_ended_from_outside(code: int) -> bool:
     return code < 0 or code == ENDED_FROM_OUTSIDE
 
 
-def _read(descriptor: int) -> str:
+def read_passphrase(descriptor: int) -> str:
+    """What a seat's descriptor holds."""
     return os.pread(descriptor, MAX_PASSPHRASE, 0).decode()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from node.engine_ray import Place, RayEngine, RayLauncher
 from node.federation import check_size
 from node.gauge import Gauge, Peak
 from node.home import Options
@@ -44,7 +45,8 @@ class Outcome:
         codes: each node's exit code.
         seconds: of the whole run; of them ``ceremony_seconds`` until the manifest was signed and joined, and
             ``start_seconds`` more until every node had its data and its model.
-        peak: the most memory and processes that the run took.
+        peak: the most memory and processes that the run took; None where it was not on this machine alone.
+        places: with Ray, where each node ran.
     """
 
     record: Record
@@ -54,10 +56,18 @@ class Outcome:
     ceremony_seconds: float = 0.0
     start_seconds: float = 0.0
     peak: Peak | None = None
+    places: Mapping[str, Place] = field(default_factory=dict)
 
 
-def run_federation(federation: Federation, watch: Callable[[Record], None], page: int | None = None) -> Outcome:
-    """Run the whole study; ``watch`` is called as things happen. ``page``: the port of the key holder's live page.
+def run_federation(
+    federation: Federation, watch: Callable[[Record], None], page: int | None = None, engine: RayEngine | None = None
+) -> Outcome:
+    """Run the whole study.
+
+    Args:
+        watch: called as things happen.
+        page: the port of the key holder's live page.
+        engine: Ray's workers, which run the nodes instead of this machine; the caller closes it.
 
     Raises:
         WardtreeError: the federation could not be set up.
@@ -65,20 +75,28 @@ def run_federation(federation: Federation, watch: Callable[[Record], None], page
     """
     began = time.monotonic()
     helpers: dict[str, int] = {}
-    launcher: Launcher | None = None
+    launcher: Launcher | RayLauncher | None = None
+    gauge: Gauge | None = None
     try:
-        gauge = Gauge()
-        helpers["gauge"] = gauge.process
+        if engine is None:
+            gauge = Gauge()
+            helpers["gauge"] = gauge.process
         pages = {} if page is None else {federation.key_holder: page}
-        nursery, helpers["nursery"] = start_nursery(federation.study.task.class_name)
-        launcher = prepare(federation, nursery=nursery, pages=pages)
-        outcome = Outcome(Record(federation.names), tree_of(federation))
+        if engine:
+            launcher = engine.launcher(prepare_seats(federation, engine.endpoints))
+        else:
+            study = federation.study
+            nursery, helpers["nursery"] = start_nursery(study.task.class_name, study.privacy.mode)
+            launcher = prepare(federation, nursery=nursery, pages=pages)
+        outcome = Outcome(Record(federation.names), tree_of(federation), places=engine.places if engine else {})
         outcome.ceremony_seconds = time.monotonic() - began
-        starter = _Starter(launcher, outcome.tree)
+        starter = _Starter(launcher, outcome.tree, STARTING_AT_ONCE * (engine.workers if engine else 1))
         _follow(launcher, outcome, starter, watch)
+        if engine:
+            engine.collect(federation.out)
         outcome.seconds = time.monotonic() - began
         outcome.start_seconds = starter.all_ready_after
-        outcome.peak = gauge.stop()
+        outcome.peak = gauge.stop() if gauge else None
         return outcome
     finally:
         if launcher:
@@ -104,18 +122,28 @@ def prepare(
     Raises:
         WardtreeError: such a federation cannot be.
     """
+    _import_once(("node.relay", "node.keyroom") if nursery else ("node.relay", "node.keyroom", "node.enclave"))
+    return Launcher(prepare_seats(federation, endpoints, networks, pages), nursery)
+
+
+def prepare_seats(
+    federation: Federation,
+    endpoints: Mapping[str, str] | None = None,
+    networks: Mapping[str, str] | None = None,
+    pages: Mapping[str, int | None] | None = None,
+) -> dict[str, Seat]:
+    """As :func:`prepare`; gives what each node is started with."""
     check_size(federation.study, len(federation.data))
     manifest_gaps(federation)  # now, with the error that it is
     check_placeable([Member(name) for name in federation.names], federation.key_holder)
     _allow_descriptors(len(federation.data))
     _make_out(federation.out)
-    _import_once(("node.relay", "node.keyroom") if nursery else ("node.relay", "node.keyroom", "node.enclave"))
     letters = {name: os.memfd_create("wardtree passphrase", os.MFD_CLOEXEC) for name in federation.names}
     in_process(_hold_apart, federation, endpoints, letters)
     rounds = federation.study.schedule.last + 1
     seeds = [secrets.token_bytes(32) for _ in range(rounds)] if federation.study.debug.check_sums else []
     models = {federation.key_holder: federation.out / "models"}  # one copy of each is enough to compare
-    seats = {
+    return {
         name: Seat(
             federation.home(name),
             letters[name],
@@ -131,7 +159,6 @@ def prepare(
         )
         for name in federation.names
     }
-    return Launcher(seats, nursery)
 
 
 def _allow_descriptors(parties: int) -> None:
@@ -172,8 +199,8 @@ class _Starter:
     waits for all of them no longer than the study says.
     """
 
-    def __init__(self, launcher: Launcher, tree: Tree) -> None:
-        self._launcher = launcher
+    def __init__(self, launcher: Launcher | RayLauncher, tree: Tree, at_once: int) -> None:
+        self._launcher, self._at_once = launcher, at_once
         self._waiting = sorted(tree.parent, key=tree.depth, reverse=True)
         self._waiting.insert(0, tree.key_holder)
         self._starting: set[str] = set()
@@ -189,14 +216,16 @@ class _Starter:
         if not self._waiting and not self._starting:
             return
         self._starting -= ready_or_ended
-        while self._waiting and len(self._starting) < STARTING_AT_ONCE:
+        while self._waiting and len(self._starting) < self._at_once:
             name = self._waiting.pop()
             self._starting.add(name)
             self._launcher.start(name)
         self.all_ready_after = time.monotonic() - self._began
 
 
-def _follow(launcher: Launcher, outcome: Outcome, starter: _Starter, watch: Callable[[Record], None]) -> None:
+def _follow(
+    launcher: Launcher | RayLauncher, outcome: Outcome, starter: _Starter, watch: Callable[[Record], None]
+) -> None:
     """Take every node's events until all have ended. Who was killed is started again; when one cannot go on, the
     others have a moment."""
     record, restarts = outcome.record, dict.fromkeys(outcome.record.parties, 0)

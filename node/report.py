@@ -101,6 +101,7 @@ def build(federation: Federation, outcome: Outcome, comparison: Mapping[str, Any
         "seconds": outcome.seconds,
         "seconds_before": {"ceremony": outcome.ceremony_seconds, "start": outcome.start_seconds},
         "peak": asdict(outcome.peak) if outcome.peak else None,
+        "places": {name: asdict(place) for name, place in sorted(outcome.places.items())},
     }
     plain: dict[str, Any] = _plain(report)
     return plain

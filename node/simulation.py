@@ -158,7 +158,7 @@ def hold_ceremony(federation: Federation, endpoints: Mapping[str, str] | None = 
     now = datetime.now(UTC)
     passphrases = {name: secrets.token_urlsafe(18) for name in federation.names}
     examples = _examples(federation)
-    endpoints = endpoints or _free_endpoints(federation.names)
+    endpoints = endpoints or free_endpoints(federation.names)
     for name in federation.names:
         home = federation.home(name)
         ceremony.create_identity(home, name, passphrases[name], KDF)
@@ -256,12 +256,15 @@ def _settings(data: Mapping[str, Any]) -> bytes:
     return ("[data]\n" + "\n".join(lines) + "\n").encode()
 
 
-def _free_endpoints(names: Iterable[str]) -> dict[str, str]:
+def free_endpoints(names: Iterable[str], address: str = "127.0.0.1") -> dict[str, str]:
+    """A port of this machine that nobody has now, at one of its addresses, for each name."""
+    host = f"[{address}]" if ":" in address else address
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with contextlib.ExitStack() as stack:
-        sockets = {name: stack.enter_context(socket.socket()) for name in names}
+        sockets = {name: stack.enter_context(socket.socket(family)) for name in names}
         for one in sockets.values():
-            one.bind(("127.0.0.1", 0))
-        return {name: f"127.0.0.1:{one.getsockname()[1]}" for name, one in sockets.items()}
+            one.bind((address, 0))
+        return {name: f"{host}:{one.getsockname()[1]}" for name, one in sockets.items()}
 
 
 def tree_of(federation: Federation) -> Tree:

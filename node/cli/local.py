@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +17,7 @@ from rich.console import Console
 from node import report as reports
 from node.cli.sandbox import AllowGap
 from node.display import LiveView
+from node.engine_ray import RayEngine
 from node.local import Outcome, run_federation
 from node.report_terminal import summary_table
 from node.sandbox.root import leave_root
@@ -43,6 +46,11 @@ check_sums = true
 """
 
 
+class Engine(StrEnum):
+    HERE = "here"
+    RAY = "ray"
+
+
 def local(
     study: Annotated[Path | None, typer.Option(help="A study; default: heart disease in four hospitals.")] = None,
     data: Annotated[Path | None, typer.Option(help="A TOML file with one table per party: its data.")] = None,
@@ -60,12 +68,22 @@ def local(
         int | None,
         typer.Option(help="Serve the key holder's live page on this port, to this machine only.", min=1, max=65_535),
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="Who runs the nodes: this machine, or the workers of a Ray cluster.")
+    ] = Engine.HERE,
+    workers: Annotated[
+        int | None, typer.Option(help="With Ray: how many workers; default: one for each machine of it.", min=1)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON, and nothing else.")] = False,
 ) -> None:
     """Run a whole tree of hospitals on this machine: real processes, real sockets, a real key ceremony.
 
     Each party has its own folder and its own processes. The report compares what each hospital could do
     alone with the federation, and with data pooled in one place, which is never allowed in life.
+
+    With `--engine ray` the nodes of a simulation are spread over a Ray cluster: the one that runs or that
+    RAY_ADDRESS names, else one on this machine. It needs the extra `ray`; what a party's data table names must lie
+    at the same place on every machine.
 
     Exit code 0: the study is complete, all models are identical and, where checked, all sums exact. 69: this
     machine lacks a part of the sandbox; `wardtree doctor` says which.
@@ -79,7 +97,17 @@ def local(
         wardtree local --study my-study.toml --data my-hospitals.toml --out runs/first
 
         wardtree local --parties 7 --rounds 100 --task synthetic --page 8080
+
+        wardtree local --parties 2000 --task synthetic --engine ray
+
+        wardtree local --parties 24 --task synthetic --engine ray --workers 2
     """
+    if engine is Engine.HERE and workers is not None:
+        raise LocalError("--workers: expected with --engine ray, came without")
+    if engine is Engine.RAY and page is not None:
+        raise LocalError(
+            "--page: a page is served to its own machine only, and Ray chooses it; leave one of the two out"
+        )
     text, source = _study_text(study, task, params, parties)
     text = _override(text, "rounds", rounds, source)
     text = _override(text, "seed", seed, source)
@@ -96,8 +124,12 @@ def local(
     console = Console(stderr=as_json)
     if page is not None:
         typer.echo(f"Live page of {key_holder}, once it runs: http://127.0.0.1:{page}/", err=True)
-    with LiveView(checked.schedule) as view:
-        outcome = run_federation(federation, view.update, page)
+    with contextlib.ExitStack() as until_the_end:
+        ray = RayEngine(federation.names, checked, workers) if engine is Engine.RAY else None
+        if ray:
+            until_the_end.callback(ray.close)
+        view = until_the_end.enter_context(LiveView(checked.schedule))
+        outcome = run_federation(federation, view.update, page, ray)
     result = reports.build(federation, outcome, _comparison(federation, outcome))
     reports.write(federation.out, result)
     for name, error in result["errors"].items():

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keys.errors import WardtreeError
+from node.ledger import read_entries
 from node.local import Outcome, run_federation
 from node.protocol.posture import NO_GAPS
 from node.published import load_model
@@ -32,6 +33,7 @@ class Run:
         models: shape (kept, P), float32: after every ``keep`` rounds.
         seconds: of each round, from its opening until the last node has applied it.
         upload: bytes of one party's update, the share of what it sent upward.
+        spent: with record-level privacy, of each party the lines of its own ledger that say so.
         exact: the study has ``check_sums``, and each total is the sum of what the parties encrypted, to the last bit.
         statistics: the published sums of a task that has them.
     """
@@ -39,6 +41,7 @@ class Run:
     models: NDArray[np.float32]
     seconds: list[float]
     upload: float
+    spent: Mapping[str, list[dict[str, Any]]]
     exact: bool
     statistics: NDArray[np.float64] | None = None
 
@@ -58,7 +61,8 @@ def run(study: str, data: Mapping[str, Mapping[str, Any]], key_holder: str, keep
         seconds = seconds_of(outcome)
         sent = outcome.record.traffic[outcome.tree.apex]["to_parent"] / len(seconds)
         exact = parsed.debug.check_sums and outcome.record.sums_exact()
-        return Run(np.stack(trained[keep - 1 :: keep]), seconds, sent, exact, models[-1].statistics)
+        spent = {name: _spent(federation.home(name)) for name in federation.names}
+        return Run(np.stack(trained[keep - 1 :: keep]), seconds, sent, spent, exact, models[-1].statistics)
 
 
 def timed(make: Callable[[Path], Federation]) -> tuple[list[float], int]:
@@ -89,6 +93,11 @@ def _complete(federation: Federation) -> Outcome:
     if lost:
         raise OursError(f"{name}: {len(lost)} rounds without somebody's update, the first of them {lost[0]}")
     return outcome
+
+
+def _spent(home: Path) -> list[dict[str, Any]]:
+    entries = (line["entry"] for line in read_entries(home / "ledger.jsonl"))
+    return [entry for entry in entries if entry["what"] == "privacy"]
 
 
 def seconds_of(outcome: Outcome) -> list[float]:
