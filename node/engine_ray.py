@@ -6,7 +6,8 @@
 Ray's processes have threads, and a fork of one would inherit their locks. So Ray's driver is a program beside
 ``wardtree local``, which forks; and beside each actor there is a keeper, a Python of its own, which starts nodes
 with the launcher of every local run. All speak in questions and answers, in plain values; the driver and the
-actors only pass them on. A keeper whose actor is gone ends its nodes and removes its folder.
+actors only pass them on. A keeper is told when the run ends, so that it ends its nodes and removes its folder: Ray
+itself would kill it.
 
 Homes and passphrases travel through Ray, which only a simulation may do. A passphrase goes with the question
 that starts its node, to the one worker that runs it, and no file is made of it.
@@ -227,6 +228,7 @@ def _drive(channel: Channel, wanted: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers of every run
     ray = importlib.import_module("ray")
     affinity = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
+    actors: list[Any] = []
     try:
         ray.init(include_dashboard=False, logging_level="WARNING")
         machines = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
@@ -246,6 +248,8 @@ def _drive(channel: Channel, wanted: int) -> None:
     except Exception as error:  # Ray's own, of many kinds, each with pages of text
         channel.send("refused", text=f"Ray could not go on: {describe(error)}: {str(error).strip().splitlines()[0]}")
     finally:
+        with contextlib.suppress(Exception):  # before Ray kills them: they have folders to remove
+            ray.get([each.ask.remote({"kind": "end"}) for each in actors], timeout=FAREWELL_SECONDS / 2)
         ray.shutdown()
 
 
@@ -284,8 +288,7 @@ def _keep(channel: Channel, number: int, address: str) -> None:
             except (WardtreeError, OSError) as error:
                 channel.send("refused", text=str(error))
     finally:
-        keeper.end()
-        shutil.rmtree(root, ignore_errors=True)
+        keeper.on_end()
 
 
 class Keeper:
@@ -332,9 +335,13 @@ class Keeper:
         history = self._seats[party].options.history
         return {"archive": _packed(self._root, [f"homes/{party}", *(["models"] if history else [])])}
 
-    def end(self) -> None:
+    def on_end(self) -> None:
+        """End the nodes and remove the folder; again, do nothing."""
         self._launcher.end_all()
         end_all(self._helpers)
+        self._seats.clear()
+        self._helpers.clear()
+        shutil.rmtree(self._root, ignore_errors=True)
 
 
 def _packed(root: Path, names: Sequence[str]) -> bytes:

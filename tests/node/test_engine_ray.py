@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -45,10 +44,12 @@ def test_without_ray_one_line_names_the_extra() -> None:
         RayEngine(["a", "b"], parse_study(SYNTHETIC.format(params=10, max_parties=4), "test"))
 
 
-@pytest.fixture(scope="module")
-def alone() -> None:
-    """A cluster of this test's own, whatever else runs on this machine."""
-    os.environ["RAY_ADDRESS"] = "local"
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of this test's own, whatever else runs on this machine, and its workers' folders where we look."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # Ray's own sockets need a short path
 
 
 @needs_ray
@@ -77,6 +78,7 @@ def test_two_workers_run_each_its_own_parties_of_one_federation(tmp_path: Path) 
         assert {outcome.places[name].worker for name in share} == {worker}
     assert len(set(below.values())) == WORKERS
     assert not any(psutil.pid_exists(keeper) for keeper in below.values())
+    assert not list(tmp_path.glob("wardtree-*")), "no worker's folder stays"
     _homes_came_back(fed, outcome)
 
 
@@ -93,8 +95,8 @@ def _homes_came_back(fed: Federation, outcome: Outcome) -> None:
 def test_nothing_outlives_a_killed_run(tmp_path: Path) -> None:
     arguments = ["local", "--task", "synthetic", "--parties", "5", "--rounds", "2000", "--engine", "ray"]
     command = [sys.executable, "-m", "node", *arguments, "--workers", "2", "--out", str(tmp_path / "run")]
-    run = subprocess.Popen(command, cwd=Path(__file__).parents[2], env={**os.environ, "TMPDIR": str(tmp_path)})
-    started = []
+    run = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    started: list[psutil.Process] = []
     deadline = time.monotonic() + 200
     while not any(each.name().startswith("relay") for each in started) and time.monotonic() < deadline:
         assert run.poll() is None
