@@ -82,6 +82,14 @@ class ScoringKey:
         """Encrypt (terms, SLOTS), integers in both parts: SEALED_BYTES for each term."""
         return b"".join(map(self._seal, slots))
 
+    def seal_model(self, layout: Layout, weights: Integers, biases: Integers) -> bytes:
+        """Encrypt (outputs, features) and (outputs,): outputs * (terms + 1) ciphertexts, those of a term together, so
+        that each factor of theirs is needed once; at the end the biases, to be multiplied with one step."""
+        spread = [layout.spread(row) for row in weights]
+        terms = [np.stack([each[term] for each in spread]) for term in range(layout.terms)]
+        terms.append(np.stack([layout.bias(bias) for bias in biases.tolist()]))
+        return b"".join(map(self.seal, terms))
+
     def _seal(self, slots: Slots) -> bytes:
         plaintext = sealapi.Plaintext()
         self._encoder.encode(slots.tolist(), SEALED_SCALE, plaintext)
@@ -147,26 +155,29 @@ class Scorer:
         totals: list[sealapi.Ciphertext | None] = [None] * layout.outputs
         for term, sealed in enumerate(self._sealed(batch, layout.terms)):
             for output, slots in enumerate(factors):
-                totals[output] = self._plus(totals[output], sealed, slots[term])
+                totals[output] = self._plus(totals[output], sealed, self._factor(slots[term]))
         return self._finish(totals, layout, biases)
 
     def score_model(self, model: bytes, layout: Layout, features: Integers) -> bytes:
         """The encrypted scores of patients in the clear under an encrypted model.
 
         Args:
-            model: (outputs * (terms + 1)) ciphertexts: ``layout.spread(weights)`` and ``layout.bias(bias)`` of each
-                output, the bias to be multiplied with one step.
-            features: (patients, features), at most ``layout.max_feature``; not all zero.
+            model: of :meth:`ScoringKey.seal_model`.
+            features: (patients, features), at most ``layout.max_feature``; patients at most those of the layout.
 
         Raises:
             ScoringError: the model or the features are not of this layout.
         """
-        _check("features", features, (layout.patients, layout.features), layout.max_feature)
-        slots = [*layout.arrange(features), np.ones(SLOTS, np.complex128)]
+        patients = min(len(features), layout.patients)
+        _check("features", features, (patients, layout.features), layout.max_feature)
+        everyone = np.zeros((layout.patients, layout.features), np.int64)
+        everyone[:patients] = features
+        terms = [*layout.arrange(everyone), np.ones(SLOTS, np.complex128)]
         totals: list[sealapi.Ciphertext | None] = [None] * layout.outputs
-        for number, sealed in enumerate(self._sealed(model, layout.outputs * len(slots))):
-            output, term = divmod(number, len(slots))
-            totals[output] = self._plus(totals[output], sealed, slots[term])
+        sealed = self._sealed(model, layout.outputs * len(terms))
+        for slots in terms:
+            factor = self._factor(slots)
+            totals = [self._plus(total, next(sealed), factor) for total in totals]
         return self._finish(totals, layout, np.zeros(layout.outputs, np.int64))
 
     def _sealed(self, data: bytes, count: int) -> Iterator[sealapi.Ciphertext]:
@@ -184,14 +195,18 @@ class Scorer:
                 raise ScoringError("a ciphertext has residues that are none") from error
             yield ciphertext
 
+    def _factor(self, slots: Slots) -> sealapi.Plaintext | None:
+        """None for zeros: they add nothing, and SEAL would refuse them."""
+        return self._encoded(slots, PLAIN_SCALE) if slots.any() else None
+
     def _plus(
-        self, total: sealapi.Ciphertext | None, sealed: sealapi.Ciphertext, slots: Slots
+        self, total: sealapi.Ciphertext | None, sealed: sealapi.Ciphertext, factor: sealapi.Plaintext | None
     ) -> sealapi.Ciphertext | None:
-        """The total and one product; a factor of zeros adds nothing, and SEAL would refuse it."""
-        if not slots.any():
+        """The total and one product."""
+        if factor is None:
             return total
         product = sealapi.Ciphertext()
-        self._evaluator.multiply_plain(sealed, self._encoded(slots, PLAIN_SCALE), product)
+        self._evaluator.multiply_plain(sealed, factor, product)
         if total is None:
             return product
         self._evaluator.add_inplace(total, product)

@@ -44,8 +44,9 @@ class ScoringFile:
     Attributes:
         kind: BATCH (patients, encrypted), MODEL (weights, encrypted) or SCORES.
         by: whose signature it has; None: nobody's.
-        facts: ``patients``, ``features`` and ``outputs``; ``model``, the state's digest; ``feature_step`` and
-            ``weight_step``, what a whole number stands for; of scores ``of``, the digest of the file that they answer.
+        facts: ``patients`` (of a model: how many there can be), ``features`` and ``outputs``; ``model``, the state's
+            digest; ``feature_step`` and ``weight_step``, what a whole number stands for; of scores ``of``, the digest
+            of the file that they answer.
         body: ciphertexts.
     """
 
@@ -104,7 +105,9 @@ class ScoringFile:
             raise ScoringError(f"{kind}: its ciphertexts are not those that its header names: cut short, or changed")
         if keys is not None:
             file._check_signature(values["signature"], keys)
-        _ = file.layout  # raises where it does not fit
+        layout = file.layout  # raises where it does not fit
+        if kind == MODEL and layout != Layout.of_model(layout.features, layout.outputs):
+            raise ScoringError("model: its layout would tell its owner parts of a patient's score, and so features")
         return file
 
     def _check_signature(self, signature: object, keys: Mapping[str, bytes]) -> None:

@@ -74,6 +74,18 @@ class Layout:
                 f"and sums of at most {MAX_TERMS} are exact: make batches of fewer patients"
             )
 
+    @classmethod
+    def of_model(cls, features: int, outputs: int) -> Layout:
+        """Of an encrypted model: as many patients as there can be, so that a block fills a ciphertext. What is opened
+        of a patient is its whole score then, and no part of it, from which a feature could be read.
+
+        Raises:
+            ScoringError: more features than sums are exact for.
+        """
+        if features > MAX_TERMS:
+            raise ScoringError(f"an encrypted model has at most {MAX_TERMS} features, came one of {features}")
+        return cls(MAX_PATIENTS, features, outputs)
+
     @property
     def pairs(self) -> int:
         """Slots in a block: two patients in each."""

@@ -14,7 +14,7 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +135,7 @@ def run_template(control: socket.socket, keyroom: socket.socket | None, settings
     """
     name_process(f"template {settings.party}")
     adopt_orphans()
-    warm_up(settings.task, WARM_FOR_RECORDS if settings.study.privacy.mode == "record" else ())
+    warm_up(settings.task, settings.study.privacy.mode)
     with contextlib.suppress(WardtreeError, OSError):  # an enclave that needs the key will say what is wrong with it
         prepare_plan(settings.plan, None if settings.is_key_holder else (settings.home / PUBLIC_KEY).read_bytes())
     policy.before_forks()
@@ -184,10 +184,11 @@ def _enter(
     run_enclave(relay, keyroom, model, settings, carry_key)
 
 
-def warm_up(task: str, more: Sequence[str] = ()) -> None:
-    """Import what a task needs, and ``more``, before the fork of whoever works with it: nothing is read nor run."""
+def warm_up(task: str, privacy: str = "none") -> None:
+    """Import what a task needs under a mode of privacy, before the fork of whoever works with it: nothing is read nor
+    run."""
     with contextlib.suppress(ImportError):
-        for module in (*WARM.get(task, WARM_FOR_OTHERS), *more):
+        for module in (*WARM.get(task, WARM_FOR_OTHERS), *(WARM_FOR_RECORDS if privacy == "record" else ())):
             importlib.import_module(module)
     if task in BUILTIN:  # a hospital's own module is imported in the enclave only
         importlib.import_module(BUILTIN[task].partition(":")[0])

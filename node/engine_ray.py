@@ -39,6 +39,7 @@ from node.nursery import start_nursery
 from node.process import allow_descriptors, describe, end_all, name_process
 from node.sandbox.kernel import conceal
 from node.simulation import LocalError, free_endpoints
+from node.study import Study
 
 FAREWELL_SECONDS = 30.0
 """How long Ray may take to end what it started."""
@@ -67,12 +68,12 @@ class RayEngine:
         places: where each party's node is run.
     """
 
-    def __init__(self, names: Sequence[str], task: str, workers: int | None = None) -> None:
+    def __init__(self, names: Sequence[str], study: Study, workers: int | None = None) -> None:
         """Start or join the cluster, and reserve an address on its worker for every party.
 
         Args:
             names: the parties.
-            task: what the workers import once for all their nodes.
+            study: what its task needs is imported by each worker once for all its nodes.
             workers: how many; None: one for each machine of the cluster.
 
         Raises:
@@ -85,7 +86,8 @@ class RayEngine:
         try:
             self.workers = min(self._answer()["workers"], len(names))
             self._names = shares(names, self.workers)
-            opened = self._ask_all([{"kind": "open", "parties": list(own), "task": task} for own in self._names])
+            needs = {"task": study.task.class_name, "privacy": study.privacy.mode}
+            opened = self._ask_all([{"kind": "open", "parties": list(own), **needs} for own in self._names])
         except BaseException:
             self.close()
             raise
@@ -298,11 +300,11 @@ class Keeper:
         self._helpers: dict[str, int] = {}
         self._launcher = Launcher(self._seats)
 
-    def on_open(self, parties: Sequence[str], task: str) -> dict[str, Any]:
+    def on_open(self, parties: Sequence[str], task: str, privacy: str) -> dict[str, Any]:
         """Where the nodes will listen: the addresses are signed before there is a home."""
         for module in ("node.relay", "node.keyroom"):  # once, for all that will be forked
             importlib.import_module(module)
-        nursery, self._helpers["nursery"] = start_nursery(task)
+        nursery, self._helpers["nursery"] = start_nursery(task, privacy)
         self._launcher = Launcher(self._seats, nursery)
         return {
             "endpoints": free_endpoints(parties, self._address),

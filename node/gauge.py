@@ -1,12 +1,13 @@
-"""What processes take of the machine: memory, descriptors. Read from the kernel's tables, Linux only."""
+"""What processes take of the machine: memory, descriptors, processor time. From the kernel's tables, Linux only."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from node.channel import Channel, ChannelClosedError
 from node.process import name_process, reap, spawn
 
 LEAST_SECONDS = 0.25
+_TICKS = os.sysconf("SC_CLK_TCK")
 PATIENCE = 20
-"""Between two looks at all processes the gauge sleeps so many times as long as one took."""
+"""Between two looks at the memory of all processes the gauge sleeps so many times as long as one took."""
+MOST_SECONDS = 2.0
+"""Between two looks at their processor time, which takes little."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,14 @@ class Peak:
         processes: how many there were at most.
         how: "pss": the processes' own pages and their shares of common ones; "available": by how much the
             memory that the machine had left fell, where other users' processes may not be looked into.
+        processor_seconds: of all below it, while they were looked at: what a process took after the last look, and
+            nobody waited for, is missing.
     """
 
     memory: int
     processes: int
     how: str
+    processor_seconds: float = 0.0
 
 
 class Gauge:
@@ -109,23 +116,36 @@ def _watch(channel: Channel, other: Channel, root: int) -> None:
     poller = select.poll()
     assert channel.read is not None
     poller.register(channel.read, select.POLLIN)
-    before, memory, processes, how, pause = _available(), 0, 0, "pss", LEAST_SECONDS
+    before, memory, processes, how, due = _available(), 0, 0, "pss", 0.0
+    spent_before, spent = _spent([root]), 0
     while True:
-        began = time.monotonic()
         all_of_them = [root, *descendants(root)]
+        spent = max(spent, _spent(all_of_them))
+        if (began := time.monotonic()) < due:
+            if poller.poll(1000 * max(LEAST_SECONDS, min(due - began, MOST_SECONDS))):
+                break
+            continue
         shares = [_bytes(f"/proc/{each}/smaps_rollup", "Pss:") for each in all_of_them]
         if how == "pss" and None in shares:
             how, memory = "available", 0
         taken = sum(share or 0 for share in shares) if how == "pss" else before - _available()
         memory, processes = max(memory, taken), max(processes, len(all_of_them))
-        pause = max(LEAST_SECONDS, PATIENCE * (time.monotonic() - began))
-        if poller.poll(1000 * pause):
-            break
+        due = time.monotonic() + max(LEAST_SECONDS, PATIENCE * (time.monotonic() - began))
     try:
         channel.receive()
-        channel.send("peak", peak=asdict(Peak(memory, processes, how)))
+        channel.send("peak", peak=asdict(Peak(memory, processes, how, (spent - spent_before) / _TICKS)))
     except ChannelClosedError:
         return
+
+
+def _spent(processes: Iterable[int]) -> int:
+    """Ticks of processor time that they took, and those of their children that ended and were waited for."""
+    ticks = 0
+    for process in processes:
+        with contextlib.suppress(OSError):  # it is gone: whoever waited for it has its time
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()  # from the third on
+            ticks += sum(map(int, fields[11:15]))
+    return ticks
 
 
 def _available() -> int:

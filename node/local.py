@@ -85,7 +85,8 @@ def run_federation(
         if engine:
             launcher = engine.launcher(prepare_seats(federation, engine.endpoints))
         else:
-            nursery, helpers["nursery"] = start_nursery(federation.study.task.class_name)
+            study = federation.study
+            nursery, helpers["nursery"] = start_nursery(study.task.class_name, study.privacy.mode)
             launcher = prepare(federation, nursery=nursery, pages=pages)
         outcome = Outcome(Record(federation.names), tree_of(federation), places=engine.places if engine else {})
         outcome.ceremony_seconds = time.monotonic() - began

@@ -32,18 +32,20 @@ class Nursery:
         socket.send_fds(self._requests, request, [end.fileno() for end in ends])
 
 
-def start_nursery(task: str) -> tuple[Nursery, int]:
+def start_nursery(task: str, privacy: str = "none") -> tuple[Nursery, int]:
     """Start the warm process; gives what supervisors need, and its process id.
 
     A Python of its own, not a fork: with what a command line imports every enclave would take a third longer to fork.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = spawn(signal.SIGKILL, _execute, theirs, task)
+    process = spawn(signal.SIGKILL, _execute, theirs, task, privacy)
     theirs.close()
     return Nursery(ours), process
 
 
-def _execute(requests: socket.socket, task: str) -> None:
+def _execute(requests: socket.socket, task: str, privacy: str) -> None:
     requests.set_inheritable(True)
-    program = "import sys; sys.path[:] = sys.argv[3:]; from node.warm import main; main(int(sys.argv[1]), sys.argv[2])"
-    os.execv(sys.executable, [sys.executable, "-c", program, str(requests.fileno()), task, *sys.path])
+    program = (
+        "import sys; sys.path[:] = sys.argv[4:]; from node.warm import main; main(int(sys.argv[1]), *sys.argv[2:4])"
+    )
+    os.execv(sys.executable, [sys.executable, "-c", program, str(requests.fileno()), task, privacy, *sys.path])

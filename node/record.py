@@ -47,6 +47,7 @@ class Record:
     rounds: dict[int, RoundRecord] = field(default_factory=lambda: defaultdict(RoundRecord))
     stages: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(float)))
     traffic: dict[str, dict[str, int]] = field(default_factory=dict)
+    sent: dict[str, dict[str, int]] = field(default_factory=dict)
     ciphertexts: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
     usage: dict[str, dict[str, int]] = field(default_factory=dict)
     dropped: list[dict[str, Any]] = field(default_factory=list)
@@ -100,7 +101,7 @@ class Record:
                 keys = ("peer", "round", "segment", "contributors", "bytes")
                 self.ciphertexts[party].append({key: event[key] for key in keys})
             case {"kind": "traffic", "sent": sent, "received": received, "parent": parent}:
-                self.traffic[party] = _up_and_down(sent, received, parent)
+                self.traffic[party], self.sent[party] = _up_and_down(sent, received, parent), dict(sent)
             case {"kind": "usage", "when": "ended", "peak_memory": peak, "descriptors": open_, "sockets": sockets}:
                 self.usage[party] = {"peak_memory": peak, "descriptors": open_, "sockets": sockets}
             case {"kind": "dropped", "who": who, "expected": expected, "came": came}:

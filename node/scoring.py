@@ -44,6 +44,15 @@ class Layer:
     weights: NDArray[np.float64]
     bias: NDArray[np.float64]
 
+    def to_bytes(self) -> tuple[bytes, bytes]:
+        """Weights and bias, in little-endian order: what the rooms take."""
+        return self.weights.astype("<f8").tobytes(), self.bias.astype("<f8").tobytes()
+
+    @classmethod
+    def from_bytes(cls, weights: bytes, bias: bytes) -> Layer:
+        biases = np.frombuffer(bias, "<f8")
+        return cls(np.frombuffer(weights, "<f8").reshape(biases.size, -1), biases)
+
     def scores(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """(patients, outputs), in float64."""
         if features.shape[1] != self.weights.shape[1]:
@@ -137,8 +146,7 @@ def write_scores(scores: NDArray[np.floating[Any]], step: float) -> bytes:
 
 def room_clear(card: Mapping[str, Any], data: str, weights: bytes, bias: bytes) -> list[Any]:
     """Scores in the clear: how many patients, the CSV table, and the seconds that scoring took."""
-    bias_array = np.frombuffer(bias, "<f8")
-    layer = Layer(np.frombuffer(weights, "<f8").reshape(bias_array.size, -1), bias_array)
+    layer = Layer.from_bytes(weights, bias)
     features = features_of(card, Path(data))
     watch = Stopwatch()
     scores = layer.scores(features)
@@ -163,13 +171,55 @@ def room_encrypt(card: Mapping[str, Any], data: str, outputs: int, largest: floa
     return [patients, width, body, step, seal(SCORING_KEY, secret, passphrase), seconds]
 
 
-def room_open(sealed: bytes, passphrase: str, body: bytes, shape: Sequence[int], step: float) -> list[Any]:
-    """The CSV table of a batch's scores, and the seconds that opening took. Raises OpeningFailed, which says no more
-    than that."""
+def room_encrypt_model(weights: bytes, bias: bytes, largest: float, passphrase: str) -> list[Any]:
+    """A linear layer, for features within ``largest``, under a fresh key: features, outputs, ciphertexts, what a whole
+    number stands for of a feature and of a weight, the sealed key, and the seconds that encryption took."""
+    from keys.scoring import SEALED_BYTES, ScoringKey
+    from keys.scoring_files import MAX_FILE, MODEL
+    from keys.vault import seal
+
+    layer = Layer.from_bytes(weights, bias)
+    outputs, features = layer.weights.shape
+    layout = Layout.of_model(features, outputs)
+    size, most = outputs * (features + 1) * SEALED_BYTES, MAX_FILE[MODEL]
+    if size > most:
+        raise ScoringError(f"{features} features and {outputs} outputs encrypted are {size:,} bytes, above {most:,}")
+    watch = Stopwatch()
+    step = largest / layout.max_feature
+    whole_weights, biases, weight_step = layer.whole(layout, step)
+    secret = ScoringKey.generate()
+    body = ScoringKey(secret).seal_model(layout, whole_weights, biases)
+    seconds = watch.seconds
+    return [features, outputs, body, step, weight_step, seal(SCORING_KEY, secret, passphrase), seconds]
+
+
+def room_apply(card: Mapping[str, Any], data: str, model: bytes, shape: Sequence[int], step: float) -> list[Any]:
+    """Patients in the clear under an encrypted model of ``shape`` (features, outputs): how many patients, their
+    encrypted scores, and the seconds that they took."""
+    from keys.scoring import Scorer
+
+    layout = Layout.of_model(*shape)
+    features = features_of(card, Path(data))
+    patients, width = features.shape
+    if width != layout.features or patients > layout.patients:
+        raise ScoringError(
+            f"{data}: expected at most {layout.patients} patients of {layout.features} features, came {patients} of "
+            f"{width}"
+        )
+    watch = Stopwatch()
+    whole = to_integers(features, step, layout.max_feature)
+    return [patients, Scorer().score_model(model, layout, whole), watch.seconds]
+
+
+def room_open(
+    sealed: bytes, passphrase: str, body: bytes, shape: Sequence[int], patients: int, step: float
+) -> list[Any]:
+    """The CSV table of the scores of the first ``patients``, and the seconds that opening took. Raises OpeningFailed,
+    which says no more than that."""
     from keys.scoring import ScoringKey
     from keys.vault import unseal
 
     secret = unseal(sealed, SCORING_KEY, passphrase)
     watch = Stopwatch()
     scores = ScoringKey(secret).open(body, Layout(*shape))
-    return [write_scores(scores * step, step), watch.seconds]
+    return [write_scores(scores[:patients] * step, step), watch.seconds]

@@ -36,6 +36,7 @@ KDF = KdfCost(operations=2, memory_bytes=19 << 20)
 """The cheapest allowed: the passphrases of a simulation are random, nobody guesses them."""
 
 STUDIES = Path(__file__).parent / "studies"
+_PARTIES = ".data.toml"
 
 
 class LocalError(WardtreeError):
@@ -119,6 +120,23 @@ def simulated_parties(count: int, data: Mapping[str, Any]) -> tuple[dict[str, di
     names = [f"party-{index:0{width}}" for index in range(1, count + 1)]
     shares = [{**data, "shard": f"{index}/{count}"} if data else {} for index in range(1, count + 1)]
     return dict(zip(names, shares, strict=True)), names[0]
+
+
+def templates() -> tuple[str, ...]:
+    """The names of the studies that come with wardtree."""
+    return tuple(sorted(file.stem for file in STUDIES.glob("*.toml") if not file.name.endswith(_PARTIES)))
+
+
+def template_text(name: str) -> tuple[str, str | None]:
+    """The study of that name, and where its parties find their data, where it says so; both TOML.
+
+    Raises:
+        LocalError: there is none.
+    """
+    if name not in templates():
+        raise LocalError(f"--template: expected one of {', '.join(templates())}, came {name!r}")
+    data = STUDIES / f"{name}{_PARTIES}"
+    return (STUDIES / f"{name}.toml").read_text("utf-8"), data.read_text("utf-8") if data.exists() else None
 
 
 # ---- the ceremony ---------------------------------------------------------------------------------------

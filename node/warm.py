@@ -20,15 +20,15 @@ from node.supervisor import enclave_settings
 _MAX_REQUEST = 8192
 
 
-def main(requests: int, task: str) -> None:
+def main(requests: int, task: str, privacy: str) -> None:
     """The warm process."""
-    end_process(_serve, socket.socket(fileno=requests), task)
+    end_process(_serve, socket.socket(fileno=requests), task, privacy)
 
 
-def _serve(requests: socket.socket, task: str) -> None:
+def _serve(requests: socket.socket, task: str, privacy: str) -> None:
     requests.set_inheritable(False)
     name_process("nursery")
-    warm_up(task)
+    warm_up(task, privacy)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # templates end when they will: the kernel takes them away
     while True:
         request, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST, 2)

@@ -10,8 +10,9 @@ import hashlib
 import json
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,24 +90,30 @@ def peak_memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def digest(update: NDArray[np.float32]) -> str:
+def digest(update: NDArray[np.floating[Any]]) -> str:
     """What shows that two programs protected the same update."""
     return hashlib.sha256(update.tobytes()).hexdigest()
 
 
 def print_result(
-    clock: Clock, update: NDArray[np.float32], upload_bytes: int, mean: NDArray[np.float64], version: str
+    clock: Clock,
+    update: NDArray[np.floating[Any]],
+    upload_bytes: int,
+    mean: NDArray[np.floating[Any]] | None,
+    version: str,
+    more: Mapping[str, object] | None = None,
 ) -> None:
-    """One line of JSON: the medians, and how far the mean that came back lies from the update."""
+    """One line of JSON: the medians, and how far the mean that came back lies from the update; None: nothing came."""
     result = clock.medians() | {
         "params": update.size,
         "bytes_per_param": upload_bytes / update.size,
         "upload_bytes": upload_bytes,
-        "largest_error": float(np.abs(mean - update).max()),
+        "largest_error": None if mean is None else float(np.abs(mean - update).max()),
         "update_sha256": digest(update),
         "repeats": len(clock.runs),
         "core_share": clock.core_share,
         "peak_memory_mb": peak_memory_mb(),
         "version": version,
+        **(more or {}),
     }
     print(json.dumps(result), flush=True)

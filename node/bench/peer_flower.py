@@ -4,12 +4,15 @@ The workflow talks to a grid that hands its messages to the clients' mod at once
 Flower's own client makes them (every object deflated and hashed), and become objects again at the server.
 The strategy is ``FedAvg``. What the workflow sends out is not serialised, and its model is empty: neither
 counts against it. Nor does the client app's own work: its result lies ready when the mod asks for it.
+
+A client that drops out answers no more once keys are shared. The workflow knows it at once here, where in a network it
+would wait for its timeout.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -47,6 +50,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     inflate_object_from_contents,
 )
 from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
 
 from node.bench.common import Clock, arguments, make_update, print_result
 
@@ -57,19 +61,26 @@ EXAMPLES = 1000
 class Clients:
     """The grid: every client of the study, each with its own state, in this process."""
 
-    def __init__(self, ids: Iterable[int], result: FitRes, clock: Clock) -> None:
+    def __init__(self, updates: Mapping[int, NDArray[np.float32]], dropped: Collection[int], clock: Clock) -> None:
+        """``updates``: of each client, by its number; ``dropped``: who is gone when updates are collected."""
         self.contexts = {
             client: Context(run_id=1, node_id=client, node_config={}, state=RecordDict(), run_config={})
-            for client in ids
+            for client in updates
         }
-        self.result = result
-        self.clock = clock
-        self.upload_bytes = 0
+        self.results = {
+            client: FitRes(Status(Code.OK, ""), ndarrays_to_parameters([update]), EXAMPLES, {})
+            for client, update in updates.items()
+        }
+        self.dropped, self.clock = dropped, clock
+        self.upload_bytes = self.other_bytes = 0
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Every client's reply, by way of bytes; all but the way back from bytes is the clients' time."""
         replies = []
         for message in messages:
+            stage = dict(message.content.config_records[RECORD_KEY_CONFIGS])[Key.STAGE]
+            if message.metadata.dst_node_id in self.dropped and stage in (Stage.COLLECT_MASKED_VECTORS, Stage.UNMASK):
+                continue
             with self.clock.time("clients"):
                 name, contents = self._answer(message)
             replies.append(inflate_object_from_contents(name, contents))
@@ -89,38 +100,50 @@ class Clients:
                 contents = {key: thing.deflate() for key, thing in get_all_nested_objects(reply).items()}
         if is_update:
             self.upload_bytes = sum(map(len, contents.values()))
+        else:
+            self.other_bytes += sum(map(len, contents.values()))
         return name, contents
 
-    def _app(self, request: Message, _: Context) -> Message:
-        return Message(compat.fitres_to_recorddict(self.result, keep_input=True), reply_to=request)
+    def _app(self, request: Message, context: Context) -> Message:
+        result = self.results[context.node_id]
+        return Message(compat.fitres_to_recorddict(result, keep_input=True), reply_to=request)
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--shares", type=int, default=3, help="0: every client is every other's neighbour")
+    parser.add_argument("--threshold", type=int, help="shares that give a client's secret back; default: 2, or half")
+    parser.add_argument("--updates", help="an .npy file, (parties, params), float32, instead of one that all have")
+    parser.add_argument("--drop", type=int, default=0, help="so many clients are gone once keys are shared")
     options = parser.parse_args()
     logging.disable()
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-    update = make_update(options.params)
+    one = make_update(options.params)
+    updates = np.load(options.updates) if options.updates else [one] * options.parties
     ids = range(2, 2 + options.parties)
-    fitted = FitRes(Status(Code.OK, ""), ndarrays_to_parameters([update]), EXAMPLES, {})
+    expected: NDArray[np.floating[Any]] = (
+        one if not options.updates else np.mean(updates[options.drop :], axis=0, dtype=np.float64)
+    )
     clock = Clock()
-    clients = Clients(ids, fitted, clock)
+    clients = Clients(dict(zip(ids, updates, strict=True)), ids[: options.drop], clock)
     # Flower names no default for these two: 3 and 2 are its own example's.
-    shares, threshold = (options.shares, 2) if options.shares else (1.0, 0.5)
+    shares, threshold = (options.shares, options.threshold or 2) if options.shares else (1.0, options.threshold or 0.5)
     workflow = SecAggPlusWorkflow(num_shares=shares, reconstruction_threshold=threshold)
     for _ in clock.runs_after_warm_up(options.repeats):
+        clients.other_bytes = 0
         context = server_context(clients, ids)
         with clock.time("server"):
             workflow(clients, context)
         sample = clock.runs[-1]
         sample["server"] = sample["server"] - sample.pop("clients")
-        for name in ("protect", "protect_mod", "other_stages"):
-            sample[name] = sample[name] / options.parties
+        for name in ("protect", "protect_mod"):
+            sample[name] = sample[name] / (options.parties - options.drop)
+        sample["other_stages"] = sample["other_stages"] / options.parties
         downloaded = context.state.array_records[MAIN_PARAMS_RECORD]
         with clock.time("read_back"):
             (mean,) = parameters_to_ndarrays(compat.arrayrecord_to_parameters(downloaded, keep_input=True))
-    print_result(clock, update, clients.upload_bytes, mean, f"flwr {version('flwr')}")
+    more = {"aggregated": bool(mean.size), "other_bytes": clients.other_bytes / options.parties}
+    print_result(clock, expected, clients.upload_bytes, mean if mean.size else None, f"flwr {version('flwr')}", more)
 
 
 def server_context(clients: Clients, ids: Iterable[int]) -> Any:

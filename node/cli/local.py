@@ -125,7 +125,7 @@ def local(
     if page is not None:
         typer.echo(f"Live page of {key_holder}, once it runs: http://127.0.0.1:{page}/", err=True)
     with contextlib.ExitStack() as until_the_end:
-        ray = RayEngine(federation.names, checked.task.class_name, workers) if engine is Engine.RAY else None
+        ray = RayEngine(federation.names, checked, workers) if engine is Engine.RAY else None
         if ray:
             until_the_end.callback(ray.close)
         view = until_the_end.enter_context(LiveView(checked.schedule))

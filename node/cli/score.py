@@ -14,8 +14,8 @@ from keys import ceremony
 from keys.errors import WardtreeError
 from keys.identity import Identity
 from keys.manifest import MAX_MANIFEST, verify_signatures
-from keys.scoring_files import BATCH, SCORES, ScoringFile, read_scoring_file
-from keys.scoring_layout import ScoringError
+from keys.scoring_files import BATCH, MODEL, SCORES, ScoringFile, read_scoring_file
+from keys.scoring_layout import MAX_PATIENTS, ScoringError
 from keys.vault import MAX_SEALED, erase_file, naming, read_bounded, refuse_existing, write_private, write_public
 from node import scoring
 from node.cli.common import Out
@@ -28,15 +28,22 @@ from node.telemetry import Stopwatch
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Score patients: in the clear in one's own rooms, or encrypted, at a host that sees no patient.",
-    epilog="Encrypted: the client runs [bold]encrypt[/bold], the host [bold]host[/bold], the client [bold]open[/bold]; "
-    "docs/scoring.md says who learns what.",
+    help="Score patients: in the clear in one's own rooms, or encrypted: patients at a host that sees none of them, or "
+    "the model where the patients are.",
+    epilog="Encrypted patients: the client runs [bold]encrypt[/bold], the host [bold]host[/bold], the client "
+    "[bold]open[/bold]. Encrypted model: its owner runs [bold]encrypt-model[/bold], who has the patients "
+    "[bold]apply[/bold], the owner [bold]open[/bold]. docs/scoring.md says who learns what.",
 )
 
 Data = Annotated[Path, typer.Option(help="The patients: a CSV table as in training, or features as a .npy array.")]
 Model = Annotated[Path, typer.Option(help="The folder of an exported model.")]
+Card = Annotated[Path, typer.Option("--card", help=f"The model's {CARD}: what features it takes.")]
 Batch = Annotated[Path, typer.Option(help="The file with the encrypted patients.")]
-Key = Annotated[Path, typer.Option(help="The file with the batch's own key, sealed.")]
+EncryptedModel = Annotated[Path, typer.Option(help="The file with the encrypted model.")]
+Key = Annotated[Path, typer.Option(help="The file with the key of this batch or model, sealed.")]
+Largest = Annotated[
+    float, typer.Option("--range", help="What all features lie within, in absolute value; known to both sides.")
+]
 ManifestFile = Annotated[
     Path | None, typer.Option("--manifest", help="A manifest that both sides have: the other side must be a member.")
 ]
@@ -82,11 +89,10 @@ def clear(model: Model, data: Data, out: Out) -> None:
     """Score patients in the clear, in a room of one's own that reaches no network."""
     refuse_existing(out)
     exported = verify_export(model)
-    layer = scoring.last_layer(exported)
-    weights, bias = layer.weights.astype("<f8").tobytes(), layer.bias.astype("<f8").tobytes()
     card = dict(exported.card)
     read = _readable(card, data)
-    patients, table, seconds = in_keyroom(scoring.room_clear, card, str(data.resolve()), weights, bias, read=read)
+    layer = scoring.last_layer(exported).to_bytes()
+    patients, table, seconds = in_keyroom(scoring.room_clear, card, str(data.resolve()), *layer, read=read)
     write_private(out, table)
     _tell(f"Scored {patients} patients in the clear", patients, seconds, wrote=out)
 
@@ -94,13 +100,11 @@ def clear(model: Model, data: Data, out: Out) -> None:
 @app.command(epilog="Example: [bold]wardtree score encrypt --card model-card.json --data patients.csv --out batch.enc "
              "--key batch.key --home lund[/bold]")  # fmt: skip
 def encrypt(
-    card_file: Annotated[Path, typer.Option("--card", help=f"The model's {CARD}: what features it takes.")],
+    card_file: Card,
     data: Data,
     out: Out,
     key: Key,
-    largest: Annotated[
-        float, typer.Option("--range", help="What all features lie within, in absolute value; known to the host.")
-    ] = scoring.FEATURE_RANGE,
+    largest: Largest = scoring.FEATURE_RANGE,
     home: OwnHome = None,
     unsigned: Unsigned = False,
     passphrase_fd: Descriptor = None,
@@ -110,8 +114,7 @@ def encrypt(
         refuse_existing(path)
     trust = Trust.of(None, home, unsigned)
     card = read_card(card_file)
-    if not 1e-6 <= largest <= 1e6:
-        raise ScoringError(f"--range: expected a number from 1e-6 to 1e6, came {largest:g}")
+    _check_range(largest)
     outputs = card["tensors"][-1][1][0]
     passphrase = read_passphrase(passphrase_fd, str(home or key), new=home is None)
     identity = trust.identity(passphrase)
@@ -162,32 +165,108 @@ def host(
     typer.echo("Next: the client runs `wardtree score open` on the scores.")
 
 
-@app.command(name="open", epilog="Example: [bold]wardtree score open --key batch.key --batch batch.enc --scores "
-             "scores.enc --out scores.csv --home lund[/bold]")  # fmt: skip
-def open_scores(
+@app.command(epilog="Example: [bold]wardtree score encrypt-model --model model --out model.enc --key model.key --home "
+             "uppsala[/bold]")  # fmt: skip
+def encrypt_model(
+    model: Model,
+    out: Out,
     key: Key,
-    batch: Batch,
-    scores: Annotated[Path, typer.Option(help="The file with the encrypted scores.")],
+    largest: Largest = scoring.FEATURE_RANGE,
+    home: OwnHome = None,
+    unsigned: Unsigned = False,
+    passphrase_fd: Descriptor = None,
+) -> None:
+    """Owner: encrypt the model's last layer under a fresh key, for one batch of up to 8,192 patients who are elsewhere.
+
+    The owner is who will learn the scores. Who has the patients gets the file and model-card.json.
+    """
+    for path in (out, key):
+        refuse_existing(path)
+    trust = Trust.of(None, home, unsigned)
+    _check_range(largest)
+    exported = verify_export(model)
+    passphrase = read_passphrase(passphrase_fd, str(home or key), new=home is None)
+    identity = trust.identity(passphrase)
+    features, outputs, body, step, weight_step, sealed, seconds = in_keyroom(
+        scoring.room_encrypt_model, *scoring.last_layer(exported).to_bytes(), largest, passphrase
+    )
+    facts = {"patients": MAX_PATIENTS, "features": features, "outputs": outputs, "model": exported.card["state"]}
+    facts |= {"feature_step": step.hex(), "weight_step": weight_step.hex()}
+    file = ScoringFile(MODEL, identity.name if identity else None, facts, body)
+    write_private(key, sealed)
+    write_public(out, file.to_bytes(identity))
+    typer.echo(f"Encrypted {outputs} x {features} weights: {seconds:.2f} s, {len(body) / 1e6:.1f} MB")
+    typer.echo(f"  wrote {out}\n  wrote {key}, which opens the scores of one batch, and then goes")
+    typer.echo("Next: who has the patients runs `wardtree score apply` on the encrypted model.")
+
+
+@app.command(epilog="Example: [bold]wardtree score apply --encrypted-model model.enc --card model-card.json --data "
+             "patients.csv --out scores.enc --manifest manifest.json[/bold]")  # fmt: skip
+def apply(
+    encrypted_model: EncryptedModel,
+    card_file: Card,
+    data: Data,
     out: Out,
     manifest: ManifestFile = None,
     home: OwnHome = None,
     unsigned: Unsigned = False,
     passphrase_fd: Descriptor = None,
 ) -> None:
-    """Client: open the scores of one's batch. The key is erased then, and also when a check fails."""
+    """Who has the patients: their encrypted scores under an encrypted model. Its owner will learn the scores.
+
+    Patients are read in a room that reaches no network; see docs/scoring.md for what an owner can find out. Without a
+    home the answer is unsigned: with --manifest the owner's signature is checked all the same.
+    """
     refuse_existing(out)
     trust = Trust.of(manifest, home, unsigned)
-    file = read_scoring_file(batch, BATCH, None)
+    card = read_card(card_file)
+    file = read_scoring_file(encrypted_model, MODEL, trust.keys)
+    _same_model(file, card["state"], encrypted_model)
+    identity = trust.identity(read_passphrase(passphrase_fd, str(home))) if home is not None else None
+    shape = [file.facts[name] for name in ("features", "outputs")]
+    arguments = (card, str(data.resolve()), file.body, shape, file.step("feature_step"))
+    patients, body, seconds = in_keyroom(scoring.room_apply, *arguments, read=_readable(card, data))
+    facts = dict(file.facts) | {"of": file.digest, "patients": patients}
+    scores = ScoringFile(SCORES, identity.name if identity else None, facts, body)
+    write_public(out, scores.to_bytes(identity))
+    _tell(f"Scored {patients} patients under an encrypted model", patients, seconds, len(body), out)
+    unsigned_answer = "" if identity else ", --unsigned"
+    typer.echo(f"Next: the owner runs `wardtree score open` on the scores{unsigned_answer}.")
+
+
+@app.command(name="open", epilog="Examples: [bold]wardtree score open --key batch.key --batch batch.enc --scores "
+             "scores.enc --out scores.csv --home lund[/bold]; [bold]wardtree score open --key model.key "
+             "--encrypted-model model.enc --scores scores.enc --out scores.csv --unsigned[/bold]")  # fmt: skip
+def open_scores(
+    key: Key,
+    scores: Annotated[Path, typer.Option(help="The file with the encrypted scores.")],
+    out: Out,
+    batch: Annotated[Path | None, typer.Option(help="The encrypted patients that were sent to the host.")] = None,
+    encrypted_model: Annotated[Path | None, typer.Option(help="Or the encrypted model that was sent.")] = None,
+    manifest: ManifestFile = None,
+    home: OwnHome = None,
+    unsigned: Unsigned = False,
+    passphrase_fd: Descriptor = None,
+) -> None:
+    """Who encrypted, patients or a model: open the scores. The key is erased then, and also when a check fails."""
+    refuse_existing(out)
+    trust = Trust.of(manifest, home, unsigned)
+    if batch is not None and encrypted_model is None:
+        sent, free = read_scoring_file(batch, BATCH, None), "weight_step"
+    elif encrypted_model is not None and batch is None:
+        sent, free = read_scoring_file(encrypted_model, MODEL, None), "patients"
+    else:
+        raise ScoringError("expected the file that was sent, --batch or --encrypted-model, came both or neither")
     answer = read_scoring_file(scores, SCORES, trust.keys)
-    expected = dict(file.facts) | {"of": file.digest, "weight_step": answer.facts["weight_step"]}
-    if answer.facts != expected:
-        raise ScoringError(f"{scores}: these are not the scores of {batch}")
+    if answer.facts != dict(sent.facts) | {"of": sent.digest, free: answer.facts[free]}:
+        raise ScoringError(f"{scores}: these are not the scores of {batch or encrypted_model}")
     passphrase = read_passphrase(passphrase_fd, str(home or key))
     sealed = read_bounded(key, MAX_SEALED)
-    shape = [file.facts[name] for name in ("patients", "features", "outputs")]
+    patients = answer.facts["patients"]
+    shape = [sent.facts[name] for name in ("patients", "features", "outputs")]
     step = answer.step("feature_step") * answer.step("weight_step")
     try:
-        table, seconds = in_keyroom(scoring.room_open, sealed, passphrase, answer.body, shape, step)
+        table, seconds = in_keyroom(scoring.room_open, sealed, passphrase, answer.body, shape, patients, step)
     except WardtreeError as error:
         if str(error) != "failed":
             raise
@@ -197,7 +276,7 @@ def open_scores(
         ) from None
     write_private(out, table)
     erase_file(key)
-    _tell(f"Opened the scores of {shape[0]} patients", shape[0], seconds, wrote=out)
+    _tell(f"Opened the scores of {patients} patients", patients, seconds, wrote=out)
     typer.echo(f"  erased {key}")
 
 
@@ -208,6 +287,11 @@ def _readable(card: Mapping[str, object], data: Path) -> list[Path]:
     with contextlib.suppress(WardtreeError):  # features as an array need no task
         read.append(task_source(study.task.class_name, study.task.options))
     return read
+
+
+def _check_range(largest: float) -> None:
+    if not 1e-6 <= largest <= 1e6:
+        raise ScoringError(f"--range: expected a number from 1e-6 to 1e6, came {largest:g}")
 
 
 def _same_model(file: ScoringFile, state: str, path: Path) -> None:

@@ -9,16 +9,33 @@ from typing import Annotated
 import typer
 
 from keys.vault import write_public
+from node.simulation import template_text, templates
 from node.study import check_options, new_study_text, read_study
 
 app = typer.Typer(no_args_is_help=True, help="Write and check study files.")
 
 
-@app.command(epilog="Example: [bold]wardtree study new --out study.toml[/bold]")
-def new(out: Annotated[Path, typer.Option(help="The file to write; it must not exist.")]) -> None:
-    """Write a commented study to start from."""
-    write_public(out, new_study_text().encode())
+@app.command(
+    epilog="Examples: [bold]wardtree study new --out study.toml[/bold]; "
+    "[bold]wardtree study new --template medhe --out study.toml[/bold]"
+)
+def new(
+    out: Annotated[Path, typer.Option(help="The file to write; it must not exist.")],
+    template: Annotated[
+        str | None, typer.Option(help=f"Start from one of {', '.join(templates())}; default: a bare one, commented.")
+    ] = None,
+) -> None:
+    """Write a commented study to start from: a bare one, or one of those that come with wardtree.
+
+    Where a template has its parties' data too, as for a simulation, they are written beside it: OUT with .data.toml.
+    """
+    text, data = (new_study_text(), None) if template is None else template_text(template)
+    write_public(out, text.encode())
     typer.echo(f"Wrote {out}. Edit it, then: wardtree study check {out}")
+    if data is not None:
+        beside = out.with_suffix(".data.toml")
+        write_public(beside, data.encode())
+        typer.echo(f"Wrote {beside}, its parties. On this machine: wardtree local --study {out} --data {beside}")
 
 
 @app.command(epilog="Example: [bold]wardtree study check study.toml[/bold]")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -162,10 +163,20 @@ def _by_rdp(history: tuple[Spent, ...], delta: float) -> float:
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
     spent: Any = sum(each.steps * np.asarray(_a_step(each.noise_multiplier, each.sample_rate)) for each in history)
-    with warnings.catch_warnings():  # where the largest order is the best one the bound still holds
-        warnings.filterwarnings("ignore", message="Optimal order is the (largest|smallest) alpha")
+    with as_opacus_reckons():
         epsilon, _ = get_privacy_spent(orders=ORDERS, rdp=spent, delta=delta)
     return float(epsilon)
+
+
+@contextmanager
+def as_opacus_reckons() -> Iterator[None]:
+    """Without its warnings: where the largest order is the best one the bound still holds, and the logarithm of zero
+    that PRV takes is of an event that cannot be."""
+    import numpy as np
+
+    with warnings.catch_warnings(), np.errstate(divide="ignore"):
+        warnings.filterwarnings("ignore", message="Optimal order is the (largest|smallest) alpha")
+        yield
 
 
 @cache
@@ -183,7 +194,8 @@ def _by_prv(history: tuple[Spent, ...], delta: float) -> float:
 
     accountant = PRVAccountant()
     accountant.history = [(each.noise_multiplier, each.sample_rate, each.steps) for each in history]
-    return float(accountant.get_epsilon(delta=delta, eps_error=prv_error(history, delta)))
+    with as_opacus_reckons():
+        return float(accountant.get_epsilon(delta=delta, eps_error=prv_error(history, delta)))
 
 
 def prv_error(history: tuple[Spent, ...], delta: float) -> float:

@@ -68,6 +68,13 @@ class AdaptiveClip:
         """
         with localcontext() as context:
             context.prec = 30
-            within = min(max(Decimal(total) / (2 * BIT * parties) + Decimal("0.5"), Decimal(0)), Decimal(1))
+            within = Decimal(total) / (2 * BIT * parties) + Decimal("0.5")
+        return self.moved(clip, within)
+
+    def moved(self, clip: float, within: Decimal | float) -> float:
+        """The norm after one of which the part ``within`` of the vectors was not longer, as noise has it."""
+        with localcontext() as context:
+            context.prec = 30
+            within = min(max(Decimal(within), Decimal(0)), Decimal(1))
             moved = Decimal(clip) * (-Decimal(self.rate) * (within - Decimal(self.quantile))).exp()
             return min(max(float(moved), self.lowest), self.highest)

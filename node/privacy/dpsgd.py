@@ -14,6 +14,8 @@ from node.privacy.chacha import normals, uniforms
 if TYPE_CHECKING:
     import torch
 
+    from node.privacy.clipping import AdaptiveClip
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -26,6 +28,8 @@ class Recipe:
         clip: the most that one row's gradient may be long.
         noise_multiplier: sigma of the noise over ``clip``; 0: neither clipping nor noise.
         weight_decay: of matrices of weights, not of biases; it asks no data, and so needs no noise.
+        adaptive: how ``clip`` moves after each step, at the quantile of the rows' gradients (Andrew et al. 2021); what
+            the numbers that it follows cost is within ``noise_multiplier``. None: it stays.
     """
 
     learning_rate: float
@@ -35,6 +39,7 @@ class Recipe:
     noise_multiplier: float
     momentum: float = 0.0
     weight_decay: float = 0.0
+    adaptive: AdaptiveClip | None = None
 
     def batches(self, rows: int) -> int:
         """Steps of a pass over so many rows; each row is in each batch with probability 1 over it."""
@@ -42,6 +47,14 @@ class Recipe:
 
     def sample_rate(self, rows: int) -> float:
         return 1 / self.batches(rows)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How many steps were taken, and what ``clip`` was after them."""
+
+    steps: int
+    clip: float
 
 
 def train(
@@ -52,8 +65,8 @@ def train(
     recipe: Recipe,
     accountant: Accountant,
     generator: torch.Generator | None = None,
-) -> int:
-    """Train ``module`` in place; gives the number of steps. Batches are Poisson samples, as the accounting assumes.
+) -> Trained:
+    """Train ``module`` in place. Batches are Poisson samples, as the accounting assumes.
 
     Args:
         loss: a mean over rows.
@@ -63,6 +76,7 @@ def train(
 
     Raises:
         BudgetError: the next step would pass the budget; the steps before it are in ``module``, and spent.
+        PrivacyError: ``adaptive`` has so little noise that the numbers alone would cost as much as all is to.
     """
     import torch
     from opacus import GradSampleModule
@@ -77,13 +91,17 @@ def train(
         [group for group in groups if group["params"]], lr=recipe.learning_rate, momentum=recipe.momentum
     )
     model: Any = module
+    expected = max(1, rows // recipe.batches(rows))
     if private:
+        of_gradients = recipe.noise_multiplier
+        if recipe.adaptive:
+            of_gradients = recipe.adaptive.update_multiplier(of_gradients)
         model = GradSampleModule(module, loss_reduction="mean")
         optimizer = _optimizer_class(generator is None)(
             optimizer,
-            noise_multiplier=recipe.noise_multiplier,
+            noise_multiplier=of_gradients,
             max_grad_norm=recipe.clip,
-            expected_batch_size=max(1, rows // recipe.batches(rows)),
+            expected_batch_size=expected,
             loss_reduction="mean",
             generator=generator,
         )
@@ -98,12 +116,36 @@ def train(
                 with warnings.catch_warnings():  # Opacus hooks modules whose inputs are data: as it should be
                     warnings.filterwarnings("ignore", message="Full backward hook is firing")
                     loss(model(x[chosen]), y[chosen]).backward()
+                if private and recipe.adaptive:
+                    within = _within(optimizer) + recipe.adaptive.count_noise * _normal(generator)
                 optimizer.step()
+                if private and recipe.adaptive:
+                    clip = optimizer.max_grad_norm
+                    optimizer.max_grad_norm = recipe.adaptive.moved(clip, within / expected + 0.5)
             steps += 1
     finally:
         if private:
             model.remove_hooks()
-    return steps
+    return Trained(steps, float(optimizer.max_grad_norm) if private else recipe.clip)
+
+
+def _within(optimizer: Any) -> float:
+    """A half for each row of this batch whose gradient is not longer than the clip, minus a half for each other: so
+    that a row more or less changes it by a half, as theorem 1 asks for. (Their mere number would change by one.)"""
+    import torch
+
+    lengths = [each.flatten(1).norm(2, dim=1) for each in optimizer.grad_samples]
+    if not lengths[0].numel():
+        return 0.0
+    is_within = torch.stack(lengths, dim=1).norm(2, dim=1) <= optimizer.max_grad_norm
+    return int(is_within.sum()) - len(is_within) / 2
+
+
+def _normal(generator: torch.Generator | None) -> float:
+    """A standard normal value, of the same source as the noise on the gradients."""
+    import torch
+
+    return float(normals(1)[0]) if generator is None else float(torch.randn((), generator=generator))
 
 
 def _batch(rows: int, rate: float, generator: torch.Generator | None) -> torch.Tensor:

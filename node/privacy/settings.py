@@ -25,11 +25,12 @@ BIT_VALUE_BITS = 11
 
 
 class AdaptiveSettings(Settings):
-    """``[privacy.adaptive]``: the clipping norm follows a quantile of the parties' norms."""
+    """``[privacy.adaptive]``: the clipping norm follows a quantile of the parties' norms; with ``mode = "record"``, of
+    the norms of rows' gradients, from batch to batch."""
 
     quantile: float = Field(default=0.5, gt=0, lt=1, description="a number between 0 and 1")
     rate: float = Field(default=0.2, gt=0, le=2, description="a number above 0, at most 2")
-    count_noise: float = Field(gt=0, description="a number above 0: the noise on how many parties were within the clip")
+    count_noise: float = Field(gt=0, description="a number above 0: the noise on how many were within the clip")
     lowest: float = Field(gt=0, description="a number above 0")
     highest: float = Field(gt=0, description="a number above 0")
 
@@ -101,8 +102,10 @@ class PrivacySettings(Settings):
         for name in ("epsilon", "delta", "clip"):
             if getattr(self, name) is None:
                 yield f'expected {name} with mode = "{self.mode}", came nothing'
+        if self.adaptive and self.clip and not self.adaptive.lowest <= self.clip <= self.adaptive.highest:
+            yield f"expected clip between adaptive.lowest and adaptive.highest, came {self.clip:g}"
         if self.mode == "record":
-            for name in ("mechanism", "clip_norm", "coalition", "beta", "adaptive", "statistics", "values"):
+            for name in ("mechanism", "clip_norm", "coalition", "beta", "statistics", "values"):
                 if name in self.model_fields_set:
                     yield f'{name} is for mode = "hospital"; DP-SGD adds Gaussian noise to gradients clipped in L2'
             return
@@ -118,8 +121,6 @@ class PrivacySettings(Settings):
             for name in ("noise_multiplier", "adaptive", "statistics"):
                 if getattr(self, name) is not None:
                     yield f'{name} is for mechanism = "gaussian", came mechanism = "{self.mechanism}"'
-        if self.adaptive and self.clip and not self.adaptive.lowest <= self.clip <= self.adaptive.highest:
-            yield f"expected clip between adaptive.lowest and adaptive.highest, came {self.clip:g}"
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,21 @@ from keys.errors import WardtreeError
 from node.privacy.accountant import MECHANISMS
 from node.reproduce import adpfl as ad
 from node.reproduce import attacks as attempts
+from node.reproduce import attacks_page as attempts_page
 from node.reproduce import dpresnet as dpr
+from node.reproduce import dpresnet_checks as dpr_checks
+from node.reproduce import dpresnet_page as dpr_page
+from node.reproduce import medhe as med
+from node.reproduce import medhe_page, medhe_wire
 from node.reproduce import overhead as over
 from node.reproduce import scoring as scores
 from node.reproduce import table3 as three
+from node.reproduce import table3_page as three_page
 from node.reproduce import table5 as five
 from node.reproduce import table7 as seven
 from node.reproduce import table7_page as seven_page
 from node.reproduce import timings as times
+from node.reproduce.approximate import SCHEMES
 from node.reproduce.framingham import FILES
 from node.reproduce.gradient_inversion import ATTACKS
 from node.reproduce.output import Results
@@ -53,14 +60,15 @@ def _root() -> None:
 Quick = Annotated[bool, typer.Option("--quick", help=f"Smaller sizes, in minutes; written to {QUICK}.")]
 Out = Annotated[Path | None, typer.Option(help=f"The folder for the results; default: {RESULTS}.")]
 Redraw = Annotated[bool, typer.Option("--redraw", help="Only make page and picture again, from the JSON file.")]
+Missing = Annotated[bool, typer.Option("--missing", help="Only what the JSON file does not have yet.")]
 
 Blood = Annotated[Path | None, typer.Option("--bloodmnist", help="MedMNIST's bloodmnist.npz.")]
 Derma = Annotated[Path | None, typer.Option("--dermamnist", help="MedMNIST's dermamnist.npz.")]
 Weights = Annotated[Path | None, typer.Option(help="torchvision's resnet18-f37072fd.pth; default: EfficientNet-Lite0.")]
 
 
-def _results(name: str, keys: tuple[str, ...], quick: bool, out: Path | None) -> Results:
-    return Results(out or (QUICK if quick else RESULTS), name, keys, quick)
+def _results(name: str, keys: tuple[str, ...], quick: bool, out: Path | None, missing: bool = False) -> Results:
+    return Results(out or (QUICK if quick else RESULTS), name, keys, quick, missing)
 
 
 @app.command()
@@ -68,23 +76,23 @@ def table5(
     quick: Quick = False,
     out: Out = None,
     redraw: Redraw = False,
+    missing: Missing = False,
     repetitions: Annotated[int | None, typer.Option(min=1, help="Of each cell; default 100, quick 5.")] = None,
     parties: Annotated[list[int] | None, typer.Option(min=2, max=16, help="Only these; may be repeated.")] = None,
-    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(five.SCHEMES)}.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(SCHEMES)}.")] = None,
     file: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(FILES)}.")] = None,
 ) -> None:
     """Accuracy by encryption and number of parties: heart disease, logistic regression."""
-    results = _results("table5", ("file", "parties", "scheme"), quick, out)
-    if redraw:
-        five.publish(results)
-        return
-    five.run(
-        results,
-        repetitions or (5 if quick else 100),
-        tuple(parties or five.PARTIES),
-        _known("--scheme", scheme, five.SCHEMES),
-        _known("--file", file, tuple(FILES)),
-    )
+    results = _results("table5", ("file", "parties", "scheme"), quick, out, missing)
+    if not redraw:
+        five.run(
+            results,
+            repetitions or (5 if quick else 100),
+            tuple(parties or (five.QUICK_PARTIES if quick else five.PARTIES)),
+            _known("--scheme", scheme, SCHEMES),
+            _known("--file", file or (list(FILES)[:1] if quick else None), tuple(FILES)),
+        )
+    five.publish(results)
 
 
 @app.command()
@@ -92,7 +100,8 @@ def table3(
     quick: Quick = False,
     out: Out = None,
     redraw: Redraw = False,
-    repetitions: Annotated[int | None, typer.Option(min=1, help="Of each cell; default 100, quick 10.")] = None,
+    missing: Missing = False,
+    repetitions: Annotated[int | None, typer.Option(min=1, help="Default: 100, in the tree or of images 2.")] = None,
     recipe: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(three.CASES)}.")] = None,
     accountant: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(MECHANISMS)}.")] = None,
     epsilon: Annotated[list[float] | None, typer.Option(help="Only these, inf among them; may be repeated.")] = None,
@@ -101,18 +110,17 @@ def table3(
     weights: Weights = None,
 ) -> None:
     """Accuracy against the privacy budget, DP-SGD: heart disease, and the top layer of an image model."""
-    results = _results("table3", ("recipe", "accountant", "epsilon"), quick, out)
-    if redraw:
-        three.publish(results)
-        return
-    three.run(
-        results,
-        repetitions or (10 if quick else 100),
-        tuple(epsilon or (three.QUICK_EPSILONS if quick else three.EPSILONS)),
-        _known("--recipe", recipe, tuple(three.CASES)),
-        _known("--accountant", accountant, MECHANISMS),
-        _asked(None, bloodmnist, dermamnist, weights),
-    )
+    results = _results("table3", ("recipe", "accountant", "epsilon"), quick, out, missing)
+    if not redraw:
+        three.run(
+            results,
+            repetitions,
+            tuple(epsilon or (three.QUICK_EPSILONS if quick else three.EPSILONS)),
+            _known("--recipe", recipe, tuple(three.CASES)),
+            _known("--accountant", accountant, MECHANISMS),
+            _asked(None, bloodmnist, dermamnist, weights),
+        )
+    three_page.publish(results)
 
 
 @app.command()
@@ -120,9 +128,10 @@ def table7(
     quick: Quick = False,
     out: Out = None,
     redraw: Redraw = False,
+    missing: Missing = False,
     repetitions: Annotated[int | None, typer.Option(min=1, help="Of each cell; default 10, quick 2.")] = None,
     parties: Annotated[list[int] | None, typer.Option(min=2, max=16, help="Only these; may be repeated.")] = None,
-    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(seven.SCHEMES)}.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(SCHEMES)}.")] = None,
     schedule: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(seven.SCHEDULES)}.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="Only these: digits, BloodMNIST, DermaMNIST.")] = None,
     bloodmnist: Blood = None,
@@ -130,14 +139,14 @@ def table7(
     weights: Weights = None,
 ) -> None:
     """Accuracy of an image model by encryption and number of parties: a top layer, and a whole ResNet-18."""
-    results = _results("table7", ("data", "schedule", "parties", "scheme"), quick, out)
+    results = _results("table7", ("data", "schedule", "parties", "scheme"), quick, out, missing)
     if not redraw:
         seven.run(
             results,
             list(_asked(data, bloodmnist, dermamnist, weights).values()),
             repetitions or (2 if quick else 10),
             tuple(parties or ((4,) if quick else seven.PARTIES)),
-            _known("--scheme", scheme, seven.SCHEMES),
+            _known("--scheme", scheme, SCHEMES),
             _known("--schedule", schedule or (["published"] if quick else None), tuple(seven.SCHEDULES)),
         )
     seven_page.publish(results)
@@ -161,17 +170,16 @@ def timings(
     out: Out = None,
     redraw: Redraw = False,
     params: Annotated[list[int] | None, typer.Option(min=1, help="Only so many; may be repeated.")] = None,
-    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(times.SCHEMES)}.")] = None,
+    scheme: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(SCHEMES)}.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs after a warm-up.")] = 9,
     concrete: Annotated[str | None, typer.Option(help="The python of an environment with concrete-python.")] = None,
 ) -> None:
     """Tables VI, VIII, IX and 11.5 million parameters: times and sizes of the encryptions."""
     results = _results("timings", ("params", "scheme"), quick, out)
-    if redraw:
-        times.publish(results)
-        return
-    sizes = tuple(params or (times.QUICK_SIZES if quick else times.SIZES))
-    times.run(results, sizes, repeats, _known("--scheme", scheme, times.SCHEMES), concrete)
+    if not redraw:
+        sizes = tuple(params or (times.QUICK_SIZES if quick else times.SIZES))
+        times.run(results, sizes, repeats, _known("--scheme", scheme, SCHEMES), concrete)
+    times.publish(results)
 
 
 @app.command()
@@ -185,11 +193,10 @@ def overhead(
 ) -> None:
     """The paper's formula for the total overhead against measured rounds."""
     results = _results("overhead", ("params", "scheme", "parties"), quick, out)
-    if redraw:
-        over.publish(results)
-        return
-    sizes = tuple(params or (over.QUICK_PARAMS if quick else over.PARAMS))
-    over.run(results, rounds or (5 if quick else 20), sizes, tuple(parties or over.PARTIES))
+    if not redraw:
+        sizes = tuple(params or (over.QUICK_PARAMS if quick else over.PARAMS))
+        over.run(results, rounds or (5 if quick else 20), sizes, tuple(parties or over.PARTIES))
+    over.publish(results)
 
 
 @app.command()
@@ -197,21 +204,24 @@ def attacks(
     quick: Quick = False,
     out: Out = None,
     redraw: Redraw = False,
+    missing: Missing = False,
     repetitions: Annotated[int | None, typer.Option(min=1, help="Of each attack; default 2, quick 1.")] = None,
     kind: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(attempts.KINDS)}.")] = None,
     method: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(ATTACKS)}.")] = None,
     images: Annotated[Path | None, typer.Option(help="A medmnist .npz; default: scikit-learn's digits.")] = None,
 ) -> None:
     """Table I: membership, missing values, images out of gradients; against what each place of the tree sees."""
-    results = _results("attacks", ("kind", "target", "method"), quick, out)
-    if redraw:
-        attempts.publish(results)
-        return
-    methods = _known("--method", method, ATTACKS)
-    effort = attempts.QUICK if quick else attempts.FULL
-    attempts.run(
-        results, repetitions or (1 if quick else 2), _known("--kind", kind, attempts.KINDS), images, effort, methods
-    )
+    results = _results("attacks", ("kind", "target", "method"), quick, out, missing)
+    if not redraw:
+        attempts.run(
+            results,
+            repetitions or (1 if quick else 2),
+            _known("--kind", kind, attempts.KINDS),
+            images,
+            attempts.QUICK if quick else attempts.FULL,
+            _known("--method", method, ATTACKS),
+        )
+    attempts_page.publish(results)
 
 
 @app.command()
@@ -221,13 +231,14 @@ def scoring(
     redraw: Redraw = False,
     patients: Annotated[list[int] | None, typer.Option(min=1, max=8192, help="Only so many; may be repeated.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs after a warm-up.")] = 5,
+    way: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(scores.WAYS)}.")] = None,
 ) -> None:
     """Deployment: encrypted scoring, its times, sizes and differences from scores in the clear."""
-    results = _results("scoring", ("model", "patients"), quick, out)
-    if redraw:
-        scores.publish(results)
-        return
-    scores.run(results, tuple(patients or (scores.QUICK_PATIENTS if quick else scores.PATIENTS)), repeats)
+    results = _results("scoring", ("way", "model", "patients"), quick, out)
+    if not redraw:
+        sizes = tuple(patients or (scores.QUICK_PATIENTS if quick else scores.PATIENTS))
+        scores.run(results, sizes, repeats, _known("--way", way, tuple(scores.WAYS)))
+    scores.publish(results)
 
 
 @app.command()
@@ -260,17 +271,45 @@ def dpresnet(
     redraw: Redraw = False,
     images: Annotated[Path | None, typer.Option(help="BloodMNIST: an .npz with images and labels.")] = None,
     hospitals: Annotated[list[int] | None, typer.Option(min=3, max=64, help="Only these; default 5, 10, 20.")] = None,
-    arm: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(dpr.ARMS)}.")] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(help=f"Only these: {', '.join((*dpr.ARMS, *dpr_checks.CHECKS))}.")
+    ] = None,
     at_once: Annotated[int, typer.Option(min=1, help="Rounds after which what was done is kept.")] = 4,
+    flower: Annotated[str, typer.Option(help="The python of an environment with flwr.")] = sys.executable,
 ) -> None:
     """DPResNet: blood cells named by a ResNet-9 of many hospitals; goes on where it was interrupted."""
     results = _results("dpresnet", ("arm", "hospitals"), False, out)
-    if redraw:
-        dpr.publish(results)
-        return
-    if images is None or not images.is_file():
-        raise WardtreeError(f"--images: expected the .npz file of images and labels, came {images or 'nothing'}")
-    dpr.run(results, images, tuple(hospitals or dpr.HOSPITALS), _known("--arm", arm, dpr.ARMS), at_once)
+    if not redraw:
+        if images is None or not images.is_file():
+            raise WardtreeError(f"--images: expected the .npz file of images and labels, came {images or 'nothing'}")
+        asked = _known("--arm", arm, (*dpr.ARMS, *dpr_checks.CHECKS))
+        trained = tuple(one for one in asked if one in dpr.ARMS)
+        for _ in dpr.run(results, images, tuple(hospitals or dpr.HOSPITALS), trained, at_once):
+            dpr_page.publish(results)
+        for _ in dpr_checks.run(results, images, [one for one in asked if one not in trained], flower):
+            dpr_page.publish(results)
+    dpr_page.publish(results)
+
+
+@app.command()
+def medhe(
+    quick: Quick = False,
+    out: Out = None,
+    redraw: Redraw = False,
+    images: Annotated[Path | None, typer.Option("--images", "--bloodmnist", help="BloodMNIST: an .npz file.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(med.PARTS)}.")] = None,
+    params: Annotated[list[int] | None, typer.Option(min=1, help="The wire: only so many; may be repeated.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(med.SETS)}.")] = None,
+) -> None:
+    """MedHE: few values a round. Bytes on sockets, accuracy in pairs, ablations; goes on where it was interrupted."""
+    results = _results("medhe", ("part", "set", "schedule", "arm"), quick, out)
+    if images is not None and not images.is_file():
+        raise WardtreeError(f"--images: expected the .npz file of images and labels, came {images}")
+    if not redraw:
+        sets = med.QUICK_SETS if quick and not data else _known("--data", data, tuple(med.SETS))
+        sizes = tuple(params or (med.QUICK_PARAMS if quick else (medhe_wire.PARAMS,)))
+        med.run(results, _known("--part", part, med.PARTS), images, sizes, sets)
+    medhe_page.publish(results)
 
 
 def _known(option: str, asked: list[str] | None, known: tuple[T, ...]) -> tuple[T, ...]:
@@ -293,6 +332,7 @@ def everything(
         partial(command, quick=quick, out=out, bloodmnist=bloodmnist, dermamnist=dermamnist, weights=weights)
         for command in (table3, table7)
     ]
+    of_images.append(partial(medhe, quick=quick, out=out, images=bloodmnist))
     others = [partial(command, quick=quick, out=out) for command in (attacks, table5, timings, overhead, scoring)]
     whole = time.monotonic()
     for command in (*of_images, *others):

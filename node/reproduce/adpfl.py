@@ -31,11 +31,16 @@ EPSILON, WEAK, DELTA = 8.0, 1e6, 1e-3
 
 CLIP = 4.0
 """About the L2 norm of an update in the third round: the noise of each hospital-level arm begins with it."""
+GRADIENT_CLIP, COUNT_NOISE = 1.0, 2.0
+"""Of one image's gradient; and on how many of a batch, 20 expected, are within it."""
 
 NONE, FIXED, ADAPTIVE, RECORD, PERCENTILE = "non-private", "fixed clip", "adaptive clip", "record", "percentile"
+RECORD_ADAPTIVE = f"{RECORD}, adaptive clip"
 FIXED_WEAK, ADAPTIVE_WEAK = f"{FIXED}, epsilon 10^6", f"{ADAPTIVE}, epsilon 10^6"
-ARMS = (NONE, FIXED, ADAPTIVE, FIXED_WEAK, ADAPTIVE_WEAK, RECORD, PERCENTILE)
-BUDGETS = {FIXED: EPSILON, ADAPTIVE: EPSILON, FIXED_WEAK: WEAK, ADAPTIVE_WEAK: WEAK, RECORD: EPSILON}
+ARMS = (NONE, FIXED, ADAPTIVE, FIXED_WEAK, ADAPTIVE_WEAK, RECORD, RECORD_ADAPTIVE, PERCENTILE)
+BUDGETS = {
+    FIXED: EPSILON, ADAPTIVE: EPSILON, FIXED_WEAK: WEAK, ADAPTIVE_WEAK: WEAK, RECORD: EPSILON, RECORD_ADAPTIVE: EPSILON
+}  # fmt: skip
 """The epsilon of each arm that has one; of a hospital, but of an image in the arm of records."""
 PAPER = {NONE: 93.12, FIXED: 85.38, ADAPTIVE: 92.81}
 """Dice, percent, as published for skin lesions."""
@@ -98,19 +103,21 @@ def cell(file: Path, arm: str, seed: int, simulated: bool) -> Row:
 def study_text(arm: str, seed: int) -> str:
     """The study of an arm: the one that comes with wardtree, its seed, and the arm's own tables."""
     text = (STUDIES / "adpfl.toml").read_text().replace("seed = 1", f"seed = {seed}")
-    if arm not in (NONE, RECORD, PERCENTILE):
+    if arm in (FIXED, ADAPTIVE, FIXED_WEAK, ADAPTIVE_WEAK):
         text += f'\n[privacy]\nmode = "hospital"\nepsilon = {BUDGETS[arm]}\ndelta = {DELTA}\nclip = {CLIP}\n'
+        text = text.replace("[aggregation]\n", f"[aggregation]\nmin_hidden = {PARTIES - 1}\n")
     if arm in (ADAPTIVE, ADAPTIVE_WEAK):
         rounds = parse_study(text.split("[privacy]")[0], arm).rounds
         count_noise = max(multiplier_for(BUDGETS[arm], DELTA, rounds), PARTIES / 20)  # a twentieth is the paper's
         text += f"[privacy.adaptive]\ncount_noise = {count_noise:.6f}\nlowest = 0.01\nhighest = 40.0\n"
-    if arm in (RECORD, PERCENTILE):
+    if arm in (RECORD, RECORD_ADAPTIVE):  # batches of all images and a higher rate: the best that was tried
+        text = text.replace("batch_size = 8", "batch_size = 32").replace("= 0.003 ", "= 0.1 ")
+        text += f'\n[privacy]\nmode = "record"\nepsilon = {EPSILON}\ndelta = {DELTA}\nclip = {GRADIENT_CLIP}\n'
+    if arm == RECORD_ADAPTIVE:
+        text += f"[privacy.adaptive]\ncount_noise = {COUNT_NOISE}\nlowest = 0.01\nhighest = 40.0\n"
+    if arm == PERCENTILE:
         text = text.replace('class = "segmentation"', _EXPERIMENT)
-        own = f"{arm} = {{}}\n"
-        if arm == RECORD:  # batches of all images and a higher rate: the best that was tried
-            own = f"record = {{ epsilon = {EPSILON}, delta = {DELTA} }}\n"
-            text = text.replace("batch_size = 8", "batch_size = 32").replace("= 0.003 ", "= 0.1 ")
-        text = text.replace("[task.options]\n", f"[task.options]\n{own}")
+        text = text.replace("[task.options]\n", "[task.options]\npercentile = {}\n")
     return text
 
 
@@ -131,6 +138,7 @@ def _dice(study: str, data: Mapping[str, Mapping[str, Any]], seed: int, models: 
 def _simulate(study: str, data: Mapping[str, Mapping[str, Any]], seed: int) -> Row:
     """The arithmetic of a study in one process: each hospital's training, clip, rounding and noise share, the sum of
     the integers, the step of the mean. No sockets, no encryption."""
+    from node.privacy.record import RecordLevel
     from node.tasks.base import TrainingRound
 
     tables = tomllib.loads(study)
@@ -138,19 +146,25 @@ def _simulate(study: str, data: Mapping[str, Mapping[str, Any]], seed: int) -> R
     plan = choose(64, aggregation["value_bits"])
     tasks, rounds = _tasks(study, data, seed), heading["rounds"]
     model = tasks[0].initial()
+    settings: PrivacySettings | None = None
     arranged, clip = None, 0.0
     if "privacy" in tables:
         settings = PrivacySettings.model_validate(tables["privacy"])
-        arranged, clip = arrange(settings, plan, model.size, rounds, 2), float(tables["privacy"]["clip"])
+        clip = float(tables["privacy"]["clip"])
+        if settings.mode == "hospital":
+            arranged = arrange(settings, plan, model.size, rounds, PARTIES - 1)
     grid, carried = Grid(aggregation["clip"], plan), dict.fromkeys(range(len(tasks)))
+    accounts = dict.fromkeys(range(len(tasks)), b"")
     everyone, clips, seconds = [], [], []
     for number in range(1, rounds + 1):
         began, sent = time.monotonic(), []
         for place, task in enumerate(tasks):
-            update = task.train(model, TrainingRound(number, rounds, None, 0, carried=carried[place])).astype(
-                np.float64
-            )
+            private = RecordLevel(settings, rounds, accounts[place]) if settings and not arranged else None
+            round_ = TrainingRound(number, rounds, None, 0, carried=carried[place], private=private)
+            update = task.train(model, round_).astype(np.float64)
             carried[place] = task.carry()
+            if private:
+                accounts[place] = private.entry(number)["account"].encode()
             sent.append(arranged.protect(update, clip) if arranged else quantise(update, grid, 1.0))
         total = np.sum(sent, axis=0)
         step = arranged.step(clip) if arranged else grid.step
@@ -177,16 +191,20 @@ change the first model, who has which image, and which are held out; batches are
 randomness.
 
 - **non-private**: no noise.
-- **fixed clip**: hospital-level privacy, [privacy] mode = "hospital": each hospital's whole update is clipped to an L2
-  norm of {clip:g}, and integer noise shares are added under encryption. Neighbours differ by one hospital.
+- **fixed clip**: hospital-level privacy, `[privacy] mode = "hospital"`: each hospital's whole update is clipped to an
+  L2 norm of {clip:g}, and integer noise shares are added under encryption; with `min_hidden = {hidden}` those of any
+  {hidden} hospitals carry the whole noise. Neighbours differ by one hospital.
 - **adaptive clip**: the same budget; the clip follows the median norm (Andrew et al. 2021), and the clip bits are
   charged to the budget.
-- **record**: DP-SGD by Opacus, one accountant over all rounds. Neighbours differ by one image.
+- **record**: `mode = "record"`: DP-SGD by Opacus, each image's gradient clipped to {gradient_clip:g}, one accountant
+  over all rounds. Neighbours differ by one image.
+- **record, adaptive clip**: the same budget; the clip follows the median norm of the images' gradients from batch to
+  batch, and the noisy numbers that it follows are charged to the budget.
 - **percentile**: each hospital cuts its update at the 90th percentile of its own absolute values and adds Gaussian
   noise in proportion to that threshold: percentile clipping taken literally. **No DP guarantee**: the threshold is
   computed from the patients' data and published with the noise that it scales.
 
-Fixed, adaptive and record have epsilon = {epsilon:g} and delta = {delta:g} in all; the units differ: never compare a
+Where nothing else is said, epsilon is {epsilon:g} and delta {delta:g} in all; the units differ: never compare a
 hospital's epsilon with an image's. **An epsilon of 10^6 protects nobody**: these two arms are here because with so
 little noise something is learnt, and the two ways of clipping can be compared at one epsilon.
 
@@ -218,7 +236,15 @@ def write_page(results: Results) -> str:
     parameters = results.rows[0]["parameters"] if results.rows else 0
     multiplier = multiplier_for(EPSILON, DELTA, study.rounds)
     parts = [
-        INTRODUCTION.format(parameters=parameters, rounds=study.rounds, clip=CLIP, epsilon=EPSILON, delta=DELTA),
+        INTRODUCTION.format(
+            parameters=parameters,
+            rounds=study.rounds,
+            clip=CLIP,
+            epsilon=EPSILON,
+            delta=DELTA,
+            hidden=PARTIES - 1,
+            gradient_clip=GRADIENT_CLIP,
+        ),
         "## Dice\n\n" + _figures(results),
         "## What was promised\n\n" + _promises(results),
         NOTES.format(
@@ -272,11 +298,12 @@ def _promises(results: Results) -> str:
         lowest = min(row["dice"] for row in rows)
         what = f"non-private: the lowest Dice of {len(rows)} seeds"
         lines.append((what, f"{lowest:.3f}", f"at least {LEAST}", _verdict(lowest >= LEAST, len(rows))))
-    for one, other in ((FIXED, ADAPTIVE), (FIXED_WEAK, ADAPTIVE_WEAK)):
+    for one, other in ((FIXED, ADAPTIVE), (RECORD, RECORD_ADAPTIVE), (FIXED_WEAK, ADAPTIVE_WEAK)):
         fixed, adaptive = _rows(results, one), _rows(results, other)
         if fixed and len(fixed) == len(adaptive):
             above = sum(mine["dice"] > its["dice"] for mine, its in zip(adaptive, fixed, strict=True))
-            what = f"adaptive above fixed clipping at epsilon {BUDGETS[one]:g}: seeds"
+            unit = "an image" if one == RECORD else "a hospital"
+            what = f"adaptive above fixed clipping at epsilon {BUDGETS[one]:g} of {unit}: seeds"
             lines.append((what, f"{above} of {len(fixed)}", "all", _verdict(above == len(fixed), len(fixed))))
     return table(("", "measured", "promised", ""), lines)
 

@@ -62,6 +62,11 @@ class Setting:
 SMALL = Setting(4096, (40, 20, 40), 20)
 LARGE = Setting(8192, (60, 40, 40, 60), 40)
 
+PLAIN, OURS = "plain", "wardtree"
+SETTINGS: dict[str, Setting | None] = {PLAIN: None, SMALL.name: SMALL, LARGE.name: LARGE}
+"""Of what is compared with ours, by name; None: no encryption."""
+SCHEMES = (*SETTINGS, OURS)
+
 
 class Approximate:
     """``tenseal.ckks_vector`` of a whole update; with the secret key at the root of the tree only."""

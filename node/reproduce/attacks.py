@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.pages import picture, table
 from node.reproduce import gradient_inversion as gradients
 from node.reproduce import inference
-from node.reproduce.attacks_page import INTRODUCTION, NOTES
-from node.reproduce.framingham import FILES, read_patients
-from node.reproduce.gradient_inversion import ATTACKS, COSINE, DLG, Effort, Images
+from node.reproduce.framingham import FILES, heart_model, read_patients
+from node.reproduce.gradient_inversion import ATTACKS, Effort, Images
 from node.reproduce.inference import Training
 from node.reproduce.output import Results, Row, spread
 from node.tasks.base import TaskError
@@ -24,7 +22,7 @@ from node.tasks.base import TaskError
 GRADIENTS, MEMBERS, VALUES = "gradient inversion", "membership", "missing value"
 KINDS = (MEMBERS, VALUES, GRADIENTS)
 SHOWN = 4
-"""Images of a scenario in the picture."""
+"""Images of a scenario that are kept for the picture."""
 CANDIDATES = 200
 FULL, QUICK = Effort(25, 500), Effort(4, 40)
 
@@ -83,14 +81,8 @@ def run(
     effort: Effort,
     methods: Sequence[str] = ATTACKS,
 ) -> None:
-    """Attack, and write everything."""
+    """Attack; ``attacks_page`` writes the page."""
     results.measure(list(_plan(repetitions, kinds, images, effort, methods)))
-    publish(results)
-
-
-def publish(results: Results) -> None:
-    """The files, from what was measured."""
-    results.publish(write_page(results), lambda file: draw(results, file))
 
 
 def _plan(
@@ -187,12 +179,6 @@ def _pixels(image: Images) -> str:
     return np.rint(image * 255).astype(np.uint8).tobytes().hex()
 
 
-def _image(pixels: str, shape: Sequence[int]) -> NDArray[np.uint8]:
-    """(height, width, 3), of ``shape`` (channels, height, width)."""
-    image = np.frombuffer(bytes.fromhex(pixels), np.uint8).reshape(shape).transpose(1, 2, 0)
-    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
-
-
 def _seen(scenario: Scenario, model: Any, x: Any, y: Any) -> list[Any]:
     """The mean of the hospitals' updates, as the attacker has it."""
     import torch
@@ -251,23 +237,6 @@ def _heart_members(seed: int) -> tuple[float, float, float, float, float]:
     return area, sure, float(train.accuracy(model)), float(test.accuracy(model)), float("inf")
 
 
-def heart_model(seed: int) -> NDArray[np.float64]:
-    """The model of Table V at four parties: after five full-batch steps, from first models of their own."""
-    from node.tasks.heart_risk import first_model
-
-    train, _ = read_patients(FILES["4,238 rows"])
-    parts = [train.take(rows) for rows in np.array_split(np.arange(len(train.y)), 4)]
-    model = np.zeros(train.x.shape[1])
-    for step in range(5):
-        starts = [first_model(1, seed, party, train.x.shape[1] - 1) if step == 0 else model for party in range(1, 5)]
-        ends = []
-        for start, part in zip(starts, parts, strict=True):
-            wrong = 1 / (1 + np.exp(-part.x @ start)) - part.y
-            ends.append(start - part.x.T @ wrong / len(part.y))
-        model = np.mean(ends, axis=0)
-    return model
-
-
 def missing(target: str) -> Row:
     """A binary value of a patient that the attacker knows otherwise; over 20 models."""
     train, test = read_patients(FILES["4,238 rows"])
@@ -279,82 +248,3 @@ def missing(target: str) -> Row:
     ]
     members, others = np.mean(guessed, axis=0).tolist()
     return {"members": members, "others": others, "always_the_likelier": max(share, 1 - share), "repetitions": 20}
-
-
-# ---- the page -------------------------------------------------------------------------------------------
-
-
-def write_page(results: Results) -> str:
-    """The page in Markdown."""
-    parts = [INTRODUCTION, "## Gradient inversion\n\n" + _gradients(results)]
-    parts.append("## Membership\n\n" + _membership(results))
-    parts.append("## A missing value\n\n" + _missing(results))
-    return "\n".join([*parts, NOTES, results.foot()])
-
-
-def _gradients(results: Results) -> str:
-    head = ("what the attacker sees", "images in it", *(f"{attack}: told apart, PSNR" for attack in ATTACKS))
-    lines = []
-    for scenario in SCENARIOS:
-        rows = [results.find(kind=GRADIENTS, target=scenario.name, method=attack) for attack in ATTACKS]
-        if any(rows):
-            cells = [f"{row['recognised']:.0%}, {row['psnr']:.0f} dB" if row else "–" for row in rows]
-            lines.append((scenario.name, scenario.hidden, *cells))
-    sources = {row["source"] for row in results.rows if row["kind"] == GRADIENTS}
-    repetitions = max((row["repetitions"] for row in results.rows if row["kind"] == GRADIENTS), default=0)
-    return (
-        "*Told apart*: the share of images that what was found resembles more than any of "
-        f"{CANDIDATES} others (by guessing: 0.5 %). Images: {', '.join(sorted(sources)) or 'none yet'}; "
-        f"{repetitions} repetitions.\n\n" + table(head, lines)
-    )
-
-
-def _membership(results: Results) -> str:
-    head = ("model", "right on members", "on others", "area under the curve", "found at 1 % false", "epsilon")
-    rows = [results.find(kind=MEMBERS, target=target) for target in (*TARGETS, HEART)]
-    return table(
-        head,
-        [
-            (
-                row["target"],
-                f"{row['train']:.1%}",
-                f"{row['test']:.1%}",
-                f"{row['auc']:.3f} ± {row['auc_spread']:.3f}",
-                f"{row['tpr']:.1%} ± {row['tpr_spread']:.1%}",
-                "–" if row["epsilon"] is None else f"{row['epsilon']:.2f}",
-            )
-            for row in rows
-            if row
-        ],
-    )
-
-
-def _missing(results: Results) -> str:
-    head = ("value", "named right, of members", "of others", "by always saying the likelier")
-    rows = [row for row in results.rows if row["kind"] == VALUES]
-    cells = [
-        [row["target"], *(f"{row[name]:.1%}" for name in ("members", "others", "always_the_likelier"))] for row in rows
-    ]
-    return table(head, cells)
-
-
-def draw(results: Results, file: Path) -> None:
-    """The picture: for each scenario some true images, and what two attacks made of them."""
-    shown = []
-    for scenario in SCENARIOS:
-        rows = {method: results.find(kind=GRADIENTS, target=scenario.name, method=method) for method in (DLG, COSINE)}
-        if any(rows.values()):
-            shown.append((scenario, rows))
-    with picture(file, (9, 0.85 * max(len(shown), 1) + 0.4)) as figure:
-        grid: Any = figure.subplots(max(len(shown), 1), 3 * (SHOWN + 1) - 1, squeeze=False)
-        for axes in grid.ravel():
-            axes.axis("off")
-        for line, (scenario, rows) in zip(grid, shown, strict=False):
-            line[0].text(0, 1.08, scenario.name, transform=line[0].transAxes, fontsize=8).set_in_layout(False)
-            for place, row in enumerate(rows.values(), start=1):
-                for number, (true, found) in enumerate(row["pictures"] if row else ()):
-                    assert row
-                    for at, pixels in ((0, true), (place, found)):
-                        image = _image(pixels, row["shape"])
-                        line[at * (SHOWN + 1) + number].imshow(image, interpolation="nearest")
-        figure.suptitle("left: the hospitals' images; middle: found by DLG; right: found by cosine\n", fontsize=10)

@@ -1,4 +1,18 @@
-"""The words around the figures of ``node/reproduce/attacks.py``."""
+"""The page and the picture of the attacks, from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.pages import picture, table
+from node.reproduce.attacks import CANDIDATES, GRADIENTS, HEART, MEMBERS, SCENARIOS, SHOWN, TARGETS, VALUES
+from node.reproduce.gradient_inversion import ATTACKS
+from node.reproduce.output import Results
 
 INTRODUCTION = """\
 # Table I again: the attacks, run
@@ -14,7 +28,7 @@ labels. What it *sees* is what the tree decides, so each attack is run against w
 | here: everyone after the round, the key holder too | the total; without one's own update it is that of n - 1 |
 | here: all but one together; the key holder with the parent of a leaf | one hospital's update |
 
-![What two attacks recover from each view](attacks.svg)
+![What three attacks recover from each view](attacks.svg)
 """
 
 NOTES = """\
@@ -44,3 +58,94 @@ protocol itself are in [inner-attacks.md](inner-attacks.md) and [SECURITY.md](..
 
 BloodMNIST: Acevedo et al. 2020, Yang et al. 2023; CC BY 4.0.
 """
+
+
+def publish(results: Results) -> None:
+    """The files, from what was measured."""
+    results.publish(write_page(results), lambda file: draw(results, file))
+
+
+def write_page(results: Results) -> str:
+    """The page in Markdown."""
+    parts = [INTRODUCTION, "## Gradient inversion\n\n" + _gradients(results)]
+    parts.append("## Membership\n\n" + _membership(results))
+    parts.append("## A missing value\n\n" + _missing(results))
+    return "\n".join([*parts, NOTES, results.foot()])
+
+
+def _gradients(results: Results) -> str:
+    head = ("what the attacker sees", "images in it", *(f"{attack}: told apart, PSNR" for attack in ATTACKS))
+    lines = []
+    for scenario in SCENARIOS:
+        rows = [results.find(kind=GRADIENTS, target=scenario.name, method=attack) for attack in ATTACKS]
+        if any(rows):
+            cells = [f"{row['recognised']:.0%}, {row['psnr']:.0f} dB" if row else "–" for row in rows]
+            lines.append((scenario.name, scenario.hidden, *cells))
+    sources = {row["source"] for row in results.rows if row["kind"] == GRADIENTS}
+    repetitions = max((row["repetitions"] for row in results.rows if row["kind"] == GRADIENTS), default=0)
+    return (
+        "*Told apart*: the share of images that what was found resembles more than any of "
+        f"{CANDIDATES} others (by guessing: 0.5 %). Images: {', '.join(sorted(sources)) or 'none yet'}; "
+        f"{repetitions} repetitions.\n\n" + table(head, lines)
+    )
+
+
+def _membership(results: Results) -> str:
+    head = ("model", "right on members", "on others", "area under the curve", "found at 1 % false", "epsilon")
+    rows = [results.find(kind=MEMBERS, target=target) for target in (*TARGETS, HEART)]
+    return table(
+        head,
+        [
+            (
+                row["target"],
+                f"{row['train']:.1%}",
+                f"{row['test']:.1%}",
+                f"{row['auc']:.3f} ± {row['auc_spread']:.3f}",
+                f"{row['tpr']:.1%} ± {row['tpr_spread']:.1%}",
+                "–" if row["epsilon"] is None else f"{row['epsilon']:.2f}",
+            )
+            for row in rows
+            if row
+        ],
+    )
+
+
+def _missing(results: Results) -> str:
+    head = ("value", "named right, of members", "of others", "by always saying the likelier")
+    rows = [row for row in results.rows if row["kind"] == VALUES]
+    cells = [
+        [row["target"], *(f"{row[name]:.1%}" for name in ("members", "others", "always_the_likelier"))] for row in rows
+    ]
+    return table(head, cells)
+
+
+def draw(results: Results, file: Path) -> None:
+    """The picture: for each scenario some true images, and what each attack made of them."""
+    shown = []
+    for scenario in SCENARIOS:
+        rows = [results.find(kind=GRADIENTS, target=scenario.name, method=attack) for attack in ATTACKS]
+        if any(rows):
+            shown.append((scenario, rows))
+    groups = 1 + len(ATTACKS)
+    with picture(file, (12, 0.85 * max(len(shown), 1) + 0.4)) as figure:
+        grid: Any = figure.subplots(max(len(shown), 1), groups * (SHOWN + 1) - 1, squeeze=False)
+        for axes in grid.ravel():
+            axes.axis("off")
+        for line, (scenario, rows) in zip(grid, shown, strict=False):
+            line[0].text(0, 1.08, scenario.name, transform=line[0].transAxes, fontsize=8).set_in_layout(False)
+            for place, row in enumerate(rows, start=1):
+                for number, (true, found) in enumerate(row["pictures"] if row else ()):
+                    assert row
+                    for at, pixels in ((0, true), (place, found)):
+                        image = _image(pixels, row["shape"])
+                        line[at * (SHOWN + 1) + number].imshow(image, interpolation="nearest")
+        figure.suptitle("\n\n", fontsize=10)  # room for the titles of the groups, which no axes has
+        titles = ("the hospitals' images", *(f"found: {attack}" for attack in ATTACKS))
+        for place, title in enumerate(titles):
+            figure.text((place + 0.5) / groups, 0.995, title, ha="center", va="top", fontsize=10)
+
+
+def _image(pixels: str, shape: Sequence[int]) -> NDArray[np.uint8]:
+    """(height, width, 3), of ``shape`` (channels, height, width)."""
+    image = np.frombuffer(bytes.fromhex(pixels), np.uint8).reshape(shape).transpose(1, 2, 0)
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image

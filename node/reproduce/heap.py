@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from keys.errors import WardtreeError
 from node.channel import Channel, ChannelClosedError
 from node.process import end_all, spawn
-from node.reproduce.approximate import make_scheme
+from node.reproduce.approximate import Setting, make_contexts, make_scheme
+from node.simulation import in_process
 from node.tasks.base import Task, TrainingRound
 
 MakeTask = Callable[[int], Task]
@@ -56,16 +57,18 @@ def levels_of(parties: int) -> int:
     return parties.bit_length() - 1
 
 
-def run(parties: int, make_task: MakeTask, contexts: tuple[bytes, bytes] | None, rounds: int, keep: int) -> Run:
+def run(parties: int, make_task: MakeTask, setting: Setting | None, rounds: int, keep: int) -> Run:
     """Run so many rounds with a process for each party.
 
     Args:
-        contexts: see :func:`node.reproduce.approximate.make_contexts`; None: no encryption.
+        setting: of approximate CKKS; None: no encryption.
         keep: a model is kept after every so many rounds.
 
     Raises:
         HeapError: a party's process ended before the end.
     """
+    # In a process of its own: a context that is made before a fork deadlocks in the child.
+    contexts = None if setting is None else tuple(in_process(make_contexts, setting))
     ports = free_ports(parties)
     ours, theirs = Channel.pair()
     children: dict[str, int] = {}

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keys.errors import WardtreeError
+from node.ledger import read_entries
 from node.local import Outcome, run_federation
 from node.protocol.posture import NO_GAPS
 from node.published import load_model
@@ -32,13 +33,24 @@ class Run:
         models: shape (kept, P), float32: after every ``keep`` rounds.
         seconds: of each round, from its opening until the last node has applied it.
         upload: bytes of one party's update, the share of what it sent upward.
+        processor_seconds: of all processes of all parties, from the ceremony to the end.
+        spent: with privacy, of each party the lines of its own ledger that say so.
         exact: the study has ``check_sums``, and each total is the sum of what the parties encrypted, to the last bit.
+        statistics: the published sums of a task that has them.
     """
 
     models: NDArray[np.float32]
     seconds: list[float]
     upload: float
+    spent: Mapping[str, list[dict[str, Any]]]
     exact: bool
+    processor_seconds: float
+    statistics: NDArray[np.float64] | None = None
+
+    @property
+    def epsilon(self) -> float | None:
+        """The most that was spent of any party, or of all together under hospital-level privacy; None without."""
+        return max((entry["epsilon"] for entries in self.spent.values() for entry in entries), default=None)
 
 
 def run(study: str, data: Mapping[str, Mapping[str, Any]], key_holder: str, keep: int) -> Run:
@@ -53,10 +65,12 @@ def run(study: str, data: Mapping[str, Mapping[str, Any]], key_holder: str, keep
         outcome = _complete(federation)
         models = [load_model(path) for path in sorted((federation.out / "models").glob("round-*.npz"))]
         trained = [model.parameters for model in models if model.round >= 0]
-        seconds = _seconds(outcome)
+        seconds = seconds_of(outcome)
         sent = outcome.record.traffic[outcome.tree.apex]["to_parent"] / len(seconds)
         exact = parsed.debug.check_sums and outcome.record.sums_exact()
-        return Run(np.stack(trained[keep - 1 :: keep]), seconds, sent, exact)
+        processor = outcome.peak.processor_seconds if outcome.peak else 0.0
+        spent = {name: _spent(federation.home(name)) for name in federation.names}
+        return Run(np.stack(trained[keep - 1 :: keep]), seconds, sent, spent, exact, processor, models[-1].statistics)
 
 
 def timed(make: Callable[[Path], Federation]) -> tuple[list[float], int]:
@@ -65,9 +79,14 @@ def timed(make: Callable[[Path], Federation]) -> tuple[list[float], int]:
     Raises:
         OursError: as :func:`run`.
     """
+    outcome = completed(make)
+    return seconds_of(outcome), outcome.tree.height(outcome.tree.key_holder)
+
+
+def completed(make: Callable[[Path], Federation]) -> Outcome:
+    """As :func:`timed`: all that the federation told, of which no file is left."""
     with tempfile.TemporaryDirectory(prefix="wardtree-reproduce-") as folder:
-        outcome = _complete(make(Path(folder) / "run"))
-        return _seconds(outcome), outcome.tree.height(outcome.tree.key_holder)
+        return _complete(make(Path(folder) / "run"))
 
 
 def _complete(federation: Federation) -> Outcome:
@@ -84,5 +103,11 @@ def _complete(federation: Federation) -> Outcome:
     return outcome
 
 
-def _seconds(outcome: Outcome) -> list[float]:
+def _spent(home: Path) -> list[dict[str, Any]]:
+    entries = (line["entry"] for line in read_entries(home / "ledger.jsonl"))
+    return [entry for entry in entries if entry["what"] == "privacy"]
+
+
+def seconds_of(outcome: Outcome) -> list[float]:
+    """Of each round, from its opening until the last node has applied it."""
     return [outcome.record.seconds(number) for number in sorted(outcome.record.rounds)]

@@ -28,12 +28,14 @@ class Results:
         folder, name: where, and what all its files are called.
         keys: the fields by which a row is known; a new row takes the place of an old one of the same.
         rows: what was measured.
+        missing: measure only what has no row yet.
     """
 
     folder: Path
     name: str
     keys: tuple[str, ...]
     quick: bool = False
+    missing: bool = False
     rows: list[Row] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -47,13 +49,17 @@ class Results:
 
     def measure(self, plan: Sequence[tuple[Row, Callable[[], Row]]]) -> None:
         """Make each row, with a line of progress for each: its keys, and what gives the rest of it."""
+        if self.missing:
+            plan = [(key, make) for key, make in plan if not self.find(**key)]
         with progress(self.name, len(plan)) as advance:
             for key, make in plan:
                 began = time.monotonic()
                 advance(", ".join(str(value) for value in key.values()), 0)
-                self.rows = [row for row in self.rows if any(row.get(name) != key[name] for name in self.keys)]
-                self.rows.append({**key, **make()})
-                self.seconds += time.monotonic() - began
+                made = {**key, **make()}
+                took = time.monotonic() - began
+                before = [row for row in self.rows if all(row.get(name) == key[name] for name in self.keys)]
+                self.rows = [*(row for row in self.rows if row not in before), {**made, "took_s": round(took, 1)}]
+                self.seconds += took - sum(row.get("took_s", 0.0) for row in before)
                 self._save()
                 advance("", 1)
 

@@ -18,7 +18,7 @@ from node.channel import Channel
 from node.pages import picture, table
 from node.process import end_all, spawn
 from node.reproduce import heap, ours, timings
-from node.reproduce.approximate import make_contexts
+from node.reproduce.approximate import OURS, SCHEMES, SETTINGS
 from node.reproduce.output import Results, Row
 from node.simulation import in_process
 from node.tasks.base import Setup, Task
@@ -27,14 +27,12 @@ from node.tasks.synthetic import SyntheticTask
 PARTIES = (4, 8, 16)
 PARAMS = (3_591, 100_000)
 QUICK_PARAMS = (3_591,)
-SCHEMES = timings.SCHEMES
 CONSTANTS = ("encrypt_s", "add_s", "decrypt_s", "send_s")
 
 
 def run(results: Results, rounds: int, params: Sequence[int], parties: Sequence[int] = PARTIES) -> None:
     """Measure the constants, then whole rounds, and write everything."""
     results.measure(list(_plan(rounds, params, parties)))
-    publish(results)
 
 
 def publish(results: Results) -> None:
@@ -92,12 +90,10 @@ def _echo(ours_: Channel, theirs: Channel, port: int) -> None:
 
 def whole_round(params: int, scheme: str, parties: int, rounds: int) -> Row:
     """Median seconds of a round without training, the first round left out, and its levels."""
-    if scheme == timings.OURS:
+    if scheme == OURS:
         seconds, levels = ours.timed(partial(federation_of, parties=parties, params=params, rounds=rounds + 1))
     else:
-        setting = timings.SETTINGS[scheme]
-        contexts = None if setting is None else tuple(in_process(make_contexts, setting))
-        done = heap.run(parties, partial(_task, params), contexts, rounds + 1, rounds + 1)
+        done = heap.run(parties, partial(_task, params), SETTINGS[scheme], rounds + 1, rounds + 1)
         seconds, levels = done.seconds, heap.levels_of(parties)
     return {"levels": levels, "rounds": rounds, "round_s": statistics.median(seconds[1:])}
 

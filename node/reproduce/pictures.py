@@ -77,7 +77,8 @@ def read_pictures(name: str, file: Path | None, backbone: Backbone | None) -> Pi
     except (OSError, ValueError):  # read_images says what is wrong with it, in full
         official = medmnist
     images = read_images(str(file), file, classes, official)
-    features = _features(file, classes, backbone, official)
+    kept = features_file(file, classes, backbone, official)
+    features = read_features(str(kept), kept, len(classes))
     return _split(name, len(classes), features, images)
 
 
@@ -110,7 +111,8 @@ def write_parties(pictures: Pictures, parties: int, folder: Path, images: bool =
     return files
 
 
-def _features(file: Path, classes: list[str], backbone: Backbone, official: str | None) -> Labelled:
+def features_file(file: Path, classes: list[str], backbone: Backbone, official: str | None = None) -> Path:
+    """The features of a file of images, in ``CACHE``: computed if they are not there yet."""
     line = backbone.described()
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256")
@@ -118,7 +120,7 @@ def _features(file: Path, classes: list[str], backbone: Backbone, official: str 
     kept = CACHE / f"{file.stem}-{digest.hexdigest()[:16]}.npz"
     if not kept.exists():
         make_features(file, classes, backbone, kept, official, threads=len(os.sched_getaffinity(0)))
-    return read_features(str(kept), kept, len(classes))
+    return kept
 
 
 def _digits() -> Pictures:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from node.evaluation import own_figures
 from node.reproduce import heap, ours
-from node.reproduce.approximate import LARGE, SMALL, Setting, make_contexts
+from node.reproduce.approximate import OURS, PLAIN, SCHEMES, SETTINGS
 from node.reproduce.output import Results, Row, spread
 from node.reproduce.pictures import Pictures, write_parties
 from node.simulation import in_process
@@ -24,9 +24,6 @@ from node.tasks.base import Evaluation, Setup, TrainingRound
 from node.tasks.image import ImageTask, log_probabilities
 
 PARTIES = (2, 4, 8, 16)
-PLAIN, OURS = "plain", "wardtree"
-SETTINGS: dict[str, Setting | None] = {PLAIN: None, SMALL.name: SMALL, LARGE.name: LARGE}
-SCHEMES = (*SETTINGS, OURS)
 SEED = 1
 
 
@@ -59,7 +56,7 @@ SCHEDULES = {
     "published": Schedule(5),
     "longer": Schedule(30, parties=(4,), schemes=(PLAIN, OURS), most=3),
     "whole ResNet-18": Schedule(
-        3, clip=0.25, value_bits=14, parties=(4,), schemes=(OURS,), most=1, whole=True, images=2048
+        3, clip=0.25, value_bits=14, parties=(4,), schemes=(OURS,), most=1, whole=True, images=512
     ),
 }
 
@@ -196,13 +193,11 @@ def _elsewhere(
     files: Sequence[Path], scheme: str, pictures: Pictures, schedule: Schedule, repetitions: int
 ) -> dict[str, Any]:
     """The paper's network, forked from a process of its own, which has imported torch once for all of them."""
-    setting = SETTINGS[scheme]
-    contexts = None if setting is None else tuple(in_process(make_contexts, setting))
     import torch._dynamo
     import torch.optim  # noqa: F401
 
     make_task = partial(_task, files, pictures, schedule)
-    done = heap.run(len(files), make_task, contexts, schedule.rounds * repetitions, schedule.rounds)
+    done = heap.run(len(files), make_task, SETTINGS[scheme], schedule.rounds * repetitions, schedule.rounds)
     return {"models": done.models.astype("<f4").tobytes(), "seconds": done.seconds, "upload": float(done.upload)}
 
 

@@ -15,7 +15,16 @@ import numpy as np
 from keys.errors import WardtreeError
 from node.bench.common import Clock, digest, make_update
 from node.pages import picture, table
-from node.reproduce.approximate import LARGE, SMALL, Setting, make_contexts, make_scheme
+from node.reproduce.approximate import (
+    LARGE,
+    OURS,
+    PLAIN,
+    SCHEMES,
+    SETTINGS,
+    SMALL,
+    make_contexts,
+    make_scheme,
+)
 from node.reproduce.output import Results, Row, verdict
 from node.simulation import in_process
 
@@ -25,9 +34,7 @@ QUICK_SIZES = (1, 100, 3_591)
 LARGE_SIZE = 1_000_000
 """From so many parameters on one run is made: it takes seconds, and says enough."""
 
-PLAIN, OURS, LWE = "plain", "wardtree", "TFHE (LWE), Concrete"
-SETTINGS: dict[str, Setting | None] = {PLAIN: None, SMALL.name: SMALL, LARGE.name: LARGE}
-SCHEMES = (*SETTINGS, OURS)
+LWE = "TFHE (LWE), Concrete"
 EVERYTHING = (*SCHEMES, LWE)
 """The last of them needs an environment of its own."""
 MOST_LWE = 3_591
@@ -57,7 +64,6 @@ def run(
             ({"params": params, "scheme": LWE}, partial(_measure_lwe, concrete, params, repeats)) for params in small
         ]
     results.measure(plan)
-    publish(results)
 
 
 def publish(results: Results) -> None:

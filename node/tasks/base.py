@@ -67,6 +67,7 @@ class PrivateTraining(Protocol):
         batch_size: int,
         epochs: int,
         weight_decay: float = 0.0,
+        momentum: float = 0.0,
     ) -> None:
         """Train a torch ``module`` where it lies: on ``y``, (rows, ...), from ``x``, (rows, ...), with ``loss``, a mean
         over rows. Raises BudgetError before the step that would pass the budget; let it pass."""

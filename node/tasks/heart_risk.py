@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from node.settings import Settings, problems, shown
-from node.tasks.base import Evaluation, OptionsError, Setup, Task, TaskError, TrainingRound
+from node.tasks.base import Evaluation, OptionsError, PrivateTraining, Setup, Task, TaskError, TrainingRound
 
 _PARTY = r"^[1-9][0-9]{0,3}$"
 
@@ -102,6 +102,8 @@ def first_model(seed: int, repetition: int, party: int, features: int) -> NDArra
 class HeartRiskTask(Task):
     """One party of the experiment."""
 
+    trains_privately = True
+
     def __init__(self, setup: Setup) -> None:
         self._options = _options(setup.options)
         try:
@@ -131,10 +133,27 @@ class HeartRiskTask(Task):
         start = model.astype(np.float64)
         if step == 0:
             start = first_model(self._seed, repetition, self._party, self._options.features)
+        if round.private:
+            return self._step_privately(start, round.private) - model
         predicted = 1 / (1 + np.exp(-self._rows.x @ start))
         gradient = self._rows.x.T @ (predicted - self._rows.y) / len(self._rows.y)
         update: NDArray[np.float32] = (start - self._options.learning_rate * gradient - model).astype(np.float32)
         return update
+
+    def _step_privately(self, start: NDArray[np.float64], private: PrivateTraining) -> NDArray[np.float32]:
+        """The model after one step of DP-SGD on all rows."""
+        import torch
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        x, y, begun = (torch.from_numpy(each).float() for each in (self._rows.x[:, :-1], self._rows.y[:, None], start))
+        layer = torch.nn.Linear(self._options.features, 1)
+        with torch.no_grad():
+            layer.weight.copy_(begun[None, :-1])
+            layer.bias.copy_(begun[-1:])
+        rate, everyone = self._options.learning_rate, len(y)
+        private.train(layer, x, y, binary_cross_entropy_with_logits, learning_rate=rate, batch_size=everyone, epochs=1)
+        trained: NDArray[np.float32] = torch.cat([layer.weight[0], layer.bias]).detach().numpy()
+        return trained
 
     def evaluate(self, model: NDArray[np.float32], round: TrainingRound) -> Evaluation:
         """On the party's own rows: the held-out ones are not among them."""

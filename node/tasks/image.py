@@ -100,6 +100,8 @@ class ImageTask(Task):
         self._train, self._test = rows.take(train), rows.take(test)
         self.examples, self.parameters = len(rows), self._options.parameters
 
+    trains_privately = True
+
     def _check(self, rows: Labelled) -> None:
         options = self._options
         if options.model == "head":
@@ -128,7 +130,7 @@ class ImageTask(Task):
     def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
         """``local_epochs`` passes of stochastic gradient descent with momentum, which begins anew in each round.
 
-        Batches are in the order of torch's global generator.
+        Batches are in the order of torch's global generator. With ``round.private`` they are Poisson samples instead.
         """
         import torch
         from torch.nn.functional import cross_entropy
@@ -138,8 +140,20 @@ class ImageTask(Task):
         options = self._options
         network = self._network(model)
         rate = options.learning_rate * round.rate
-        optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=options.momentum)
         y = torch.from_numpy(self._train.y)
+        if round.private:
+            round.private.train(
+                network,
+                _inputs(self._train.x),
+                y,
+                cross_entropy,
+                learning_rate=rate,
+                batch_size=options.batch_size,
+                epochs=options.local_epochs,
+                momentum=options.momentum,
+            )
+            return flat(network) - model
+        optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=options.momentum)
         for _ in range(options.local_epochs):
             for batch in torch.randperm(len(y)).split(options.batch_size):
                 optimizer.zero_grad()

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from node.optimiser import RateSchedule
 from node.settings import Settings
 from node.tasks.base import Setup, TaskError, TrainingRound
 from node.tasks.heart_risk import RepetitionOptions, party_number
 from node.tasks.image import ImageTask
 from node.tasks.options import apart
-from node.tasks.record_privacy import RecordOptions, train_by_record
 
 
 class ImageExperimentTask(ImageTask):
@@ -55,23 +55,22 @@ def first_head(seed: int, repetition: int, parameters: int, features: int) -> ND
 
 
 class ContinuedOptions(Settings):
-    """What ``[task.options]`` has beside those of an image task."""
+    """What ``[task.options]`` has beside those of an image task: where in a long schedule its first round is."""
 
-    record: RecordOptions | None = Field(default=None, description="a table such as { epsilon = 6.0, delta = 1e-4 }")
+    rounds_before: int = Field(default=0, ge=0, description="a whole number")
     rounds_in_all: int = Field(ge=1, description="a whole number above 0")
+    warmup_rounds: int = Field(default=0, ge=0, description="a whole number")
 
 
 class ContinuedImageTask(ImageTask):
     """The image task, from a model that an earlier run ended with: a long schedule in several federations.
 
-    ``[data]`` has ``start = "model.npy"`` besides, the same at every party; left away: from the beginning. With
-    ``record`` each hospital trains by DP-SGD. Its noise is that of all rounds; an accountant is of one federation, and
-    what is spent in several adds up to the budget by ``rounds_in_all``.
+    ``[data]`` has ``start = "model.npy"`` besides, the same at every party; left away: from the beginning. The learning
+    rate falls as half a cosine over all rounds, after a warm-up; the study's own schedule is to be constant.
     """
 
     def __init__(self, setup: Setup) -> None:
         self._continued, options = apart(ContinuedOptions, setup.options)
-        self._account: bytes | None = None
         data = dict(setup.data)
         start = data.pop("start", None)
         super().__init__(replace(setup, options=options, data=data))
@@ -86,25 +85,42 @@ class ContinuedImageTask(ImageTask):
         return self._start.astype(np.float32)
 
     def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
-        """As the image task, or by DP-SGD."""
-        record, options = self._continued.record, self._options
-        if record is None:
-            return super().train(model, round)
+        """As the image task."""
+        own = self._continued
+        number = own.rounds_before + round.number
+        rate = RateSchedule("cosine", own.warmup_rounds).rate(number, own.rounds_in_all)
+        return super().train(model, replace(round, number=number, rounds=own.rounds_in_all, rate=rate))
+
+
+class RepeatableOptions(Settings):
+    """What ``[task.options]`` has beside those of an image task."""
+
+    grid: float = Field(gt=0, description="a number above 0: the step of the study's grid")
+
+
+class RepeatableImageTask(ImageTask):
+    """The image task so that another program can make the very same update: batches follow from public seeds, and each
+    value is a multiple of the grid's step, which random rounding leaves as it is.
+
+    ``[data]`` has ``party = "3"`` besides, a number from which the batches follow.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        own, options = apart(RepeatableOptions, setup.options)
+        data = dict(setup.data)
+        self._grid, self._party = own.grid, party_number(data.pop("party", None))
+        super().__init__(replace(setup, options=options, data=data))
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        super().check_options(apart(RepeatableOptions, options)[1])
+
+    def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
+        """As the image task, brought to the grid."""
         import torch
-        from torch.nn.functional import cross_entropy
 
-        from node.privacy.dpsgd import Recipe
-        from node.tasks.networks import flat
-
-        network = self._network(model)
-        x = torch.from_numpy(self._train.x).permute(0, 3, 1, 2).float() / 127.5 - 1
-        y = torch.from_numpy(self._train.y)
-        rate = options.learning_rate * round.rate
-        recipe = Recipe(rate, options.batch_size, options.local_epochs, 1.0, 0.0, options.momentum)
-        rounds = self._continued.rounds_in_all
-        self._account = train_by_record(network, x, y, cross_entropy, recipe, record, rounds, round.carried)
-        return flat(network) - model
-
-    def carry(self) -> bytes | None:
-        """The accountant's history."""
-        return self._account
+        order = np.random.SeedSequence([self._seed, self._party, round.number]).generate_state(1, np.uint64)[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(order) >> 1)
+            update = super().train(model, round).astype(np.float64)
+        return (np.rint(update / self._grid) * self._grid).astype(np.float32)

@@ -121,6 +121,8 @@ class SegmentationTask(Task):
         self._options, self._seed, self._train, self._test = options, seed, list(train), list(test)
         self.examples, self.parameters = len(train) + len(test), parameters_of(options.network())
 
+    trains_privately = True
+
     @classmethod
     def pool(cls, tasks: Sequence[SegmentationTask]) -> SegmentationTask:
         """The task of one hospital that had all images: what was held out stays held out."""
@@ -141,14 +143,34 @@ class SegmentationTask(Task):
 
     def train(self, model: NDArray[np.float32], round: TrainingRound) -> NDArray[np.float32]:
         """``local_epochs`` passes over the images or slices, or so many random patches; the optimiser begins anew in
-        each round. Order, patches and flips are of torch's global generator."""
+        each round. Order, patches and flips are of torch's global generator.
+
+        With ``round.private`` images are flipped once a round, batches are Poisson samples of them, and steps are of
+        gradient descent with momentum, whatever the optimiser. Raises TaskError for volumes: it would hide a slice of
+        one and not a patient.
+        """
         from node.tasks.networks import flat, loaded
-        from node.tasks.unet import Pieces, train
+        from node.tasks.unet import Pieces, loss, train
 
         options = self._options
         network = loaded(options.network(), model)
         pieces = Pieces([(each.x, each.masks) for each in self._train], options.size, options.patches, options.flips)
         rate = options.learning_rate * round.rate
+        if round.private:
+            if options.in_patches or len(pieces) > len(self._train):
+                raise TaskError("segmentation: expected images with record-level privacy, came volumes")
+            x, masks = pieces.take(range(len(pieces)))
+            round.private.train(
+                network,
+                x,
+                masks,
+                loss,
+                learning_rate=rate,
+                batch_size=options.batch_size,
+                epochs=options.local_epochs,
+                momentum=options.momentum,
+            )
+            return flat(network) - model
         train(network, pieces, options.optimiser, rate, options.momentum, options.batch_size, options.local_epochs)
         return flat(network) - model
 

@@ -176,6 +176,47 @@ def test_encrypted_scores_are_those_in_the_clear(model: Path, members: Federatio
     assert "batch.key" in done.stderr
 
 
+def test_scores_under_an_encrypted_model_are_those_in_the_clear(
+    model: Path, members: Federation, tmp_path: Path
+) -> None:
+    """The owner has the model and no patient; who has the patients, no member, sees it encrypted, and its card."""
+    sealed, key, answer = tmp_path / "model.enc", tmp_path / "model.key", tmp_path / "scores.enc"
+    owner = members.path("ada")
+    options = ("--model", model, "--out", sealed, "--key", key, "--home", owner)
+    done = wardtree("score", "encrypt-model", *options, passphrase=PASSPHRASE)
+    assert done.returncode == 0, done.stderr
+    assert "Encrypted 1 x 8 weights" in done.stdout
+    assert key.stat().st_mode & 0o777 == 0o600
+    weights = load_file(model / WEIGHTS)["weight"]
+    assert weights.tobytes() not in sealed.read_bytes()
+    np.save(tmp_path / "wide.npy", np.zeros((3, 9)))
+    apply = ("score", "apply", "--encrypted-model", sealed, "--card", model / CARD, "--out", answer)
+    done = wardtree(*apply, "--data", PATIENTS, "--manifest", model / "manifest.json")
+    assert done.returncode == 2
+    assert "signed by ada, who is no member of this manifest" in done.stderr
+    apply = (*apply, "--manifest", owner / "manifest.json")
+    done = wardtree(*apply, "--data", tmp_path / "wide.npy")
+    assert done.returncode == 2
+    assert done.stderr.endswith("expected at most 8192 patients of 8 features, came 3 of 9\n")
+    assert len(done.stderr.splitlines()) == 1
+    done = wardtree(*apply, "--data", PATIENTS)
+    assert done.returncode == 0, done.stderr
+    assert "Scored 45 patients" in done.stdout
+    opening = ("score", "open", "--key", key, "--scores", answer, "--out", tmp_path / "scores.csv", "--unsigned")
+    for sent in ((), ("--batch", sealed, "--encrypted-model", sealed)):
+        done = wardtree(*opening, *sent, passphrase=PASSPHRASE)
+        assert done.returncode == 2
+        assert "--batch or --encrypted-model, came both or neither" in done.stderr
+    done = wardtree(*opening, "--encrypted-model", sealed, passphrase=PASSPHRASE)
+    assert done.returncode == 0, done.stderr
+    done = wardtree("score", "clear", "--model", model, "--data", PATIENTS, "--out", tmp_path / "clear.csv")
+    assert done.returncode == 0, done.stderr
+    clear, opened = scores_in(tmp_path / "clear.csv"), scores_in(tmp_path / "scores.csv")
+    assert len(opened) == 45
+    assert np.abs(opened - clear).max() < 1e-3
+    assert not key.exists()
+
+
 def test_scores_that_are_none_open_to_nothing_and_cost_the_key(model: Path, tmp_path: Path) -> None:
     from keys.scoring_files import SCORES, ScoringFile
 

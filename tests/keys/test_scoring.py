@@ -60,10 +60,27 @@ def test_scores_under_an_encrypted_model_are_those_in_the_clear(
     layout = Layout(patients, features, outputs)
     x, weights, biases = draw(layout, seed)
     key = new_key()
-    slots = [[*layout.spread(row), layout.bias(int(bias))] for row, bias in zip(weights, biases, strict=True)]
-    model = b"".join(key.seal(np.array(each)) for each in slots)
-    scores = Scorer().score_model(model, layout, x)
-    assert np.array_equal(key.open(scores, layout), x @ weights.T + biases)
+    model = key.seal_model(layout, weights, biases)
+    fewer = x[: max(1, patients // 2)]
+    for some in (x, fewer):
+        scores = Scorer().score_model(model, layout, some)
+        assert np.array_equal(key.open(scores, layout)[: len(some)], some @ weights.T + biases)
+
+
+def test_an_encrypted_model_gives_its_owner_whole_scores_and_no_parts_of_them() -> None:
+    """Each opened slot that is a patient's is its score: nowhere is a product with one feature of it alone."""
+    layout = Layout.of_model(5, 2)
+    assert (layout.blocks, layout.terms) == (1, 5)
+    assert layout.pairs == SLOTS, "a block fills the ciphertext"
+    everyone, weights, biases = draw(layout, 4)
+    x, key = everyone[:30], new_key()
+    opened = key.open(Scorer().score_model(key.seal_model(layout, weights, biases), layout, x), layout)
+    assert np.array_equal(opened[:30], x @ weights.T + biases)
+    assert (opened[30:] == biases).all()
+    with pytest.raises(ScoringError, match="at most 512 features, came one of 513"):
+        Layout.of_model(MAX_TERMS + 1, 1)
+    with pytest.raises(ScoringError, match="features: expected shape"):
+        Scorer().score_model(b"", Layout(3, 5, 2), x)
 
 
 @pytest.mark.parametrize("patients", [2 * SLOTS, 2 * SLOTS - 1, SLOTS // 2 + 1])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from keys.errors import WardtreeError
 from keys.identity import Identity
-from keys.scoring_files import BATCH, MAX_FILE, SCORES, ScoringFile, read_scoring_file, step_from
-from keys.scoring_layout import ScoringError
+from keys.scoring_files import BATCH, MAX_FILE, MODEL, SCORES, ScoringFile, read_scoring_file, step_from
+from keys.scoring_layout import MAX_PATIENTS, ScoringError
 
 ADA, MALLORY = Identity.create("ada"), Identity.create("mallory")
 KEYS = {"ada": ADA.card(None, 0).signing_key}
@@ -73,6 +73,16 @@ def test_facts_that_do_not_fit_are_named() -> None:
             ScoringFile.from_bytes(wrong, BATCH, KEYS)
     with pytest.raises(ScoringError, match="expected scores, came 'batch'"):
         ScoringFile.from_bytes(FILE.to_bytes(ADA), SCORES, KEYS)
+
+
+def test_an_encrypted_model_that_would_give_parts_of_scores_is_refused() -> None:
+    """With few patients features lie side by side, and who opens would read products with one feature alone."""
+    facts = FACTS | {"patients": MAX_PATIENTS, "weight_step": (0.01).hex()}
+    whole = ScoringFile(MODEL, "ada", facts, BODY)
+    assert ScoringFile.from_bytes(whole.to_bytes(ADA), MODEL, KEYS) == whole
+    parts = replace(whole, facts=facts | {"patients": 10})
+    with pytest.raises(ScoringError, match="would tell its owner parts of a patient's score"):
+        ScoringFile.from_bytes(parts.to_bytes(ADA), MODEL, KEYS)
 
 
 @given(st.floats(1e-20, 1e20))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from node.reproduce import attacks, inference
+from node.reproduce import attacks, attacks_page, inference
 from node.reproduce import gradient_inversion as gradients
 from node.reproduce.attacks import GRADIENTS, MEMBERS, SCENARIOS, VALUES, Scenario
 from node.reproduce.gradient_inversion import COSINE, DLG, EXACT, Effort
@@ -33,7 +33,7 @@ def test_deep_leakage_finds_an_image() -> None:
     found = attacks.inversion(Scenario("one", 1, 1), DLG, 1, None, SHORT)
     assert found["recognised"] == 1
     assert found["psnr"] > 25
-    true, guess = (attacks._image(each, found["shape"]) for each in found["pictures"][0])
+    true, guess = (attacks_page._image(each, found["shape"]) for each in found["pictures"][0])
     assert true.shape == guess.shape == (28, 28, 3)
 
 
@@ -76,7 +76,7 @@ def test_a_page_can_be_made_of_few_cells(tmp_path: Path) -> None:
     plan = attacks._plan(1, (VALUES, GRADIENTS), None, Effort(1, 3), (DLG, COSINE))
     few = [each for each in plan if each[0]["target"] in ("male", SCENARIOS[0].name)]
     results.measure(few)
-    attacks.publish(results)
+    attacks_page.publish(results)
     page = (tmp_path / "attacks.md").read_text()
     assert "| male |" in page
     assert SCENARIOS[0].name in page

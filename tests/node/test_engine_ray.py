@@ -41,7 +41,7 @@ def test_shares_are_all_parties_once_and_even() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
 def test_without_ray_one_line_names_the_extra() -> None:
     with pytest.raises(LocalError, match='--engine ray: expected the package ray .the extra "ray".'):
-        RayEngine(["a", "b"], "synthetic")
+        RayEngine(["a", "b"], parse_study(SYNTHETIC.format(params=10, max_parties=4), "test"))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("alone")
 def test_two_workers_run_each_its_own_parties_of_one_federation(tmp_path: Path) -> None:
     fed = federation(tmp_path / "run")
-    engine = RayEngine(fed.names, "synthetic", WORKERS)
+    engine = RayEngine(fed.names, fed.study, WORKERS)
     below: dict[str, int] = {}
 
     def watch(record: Record) -> None:

@@ -22,6 +22,7 @@ from node.evaluation import own_figures
 from node.features import make_features
 from node.images import read_features
 from node.reproduce import ours, table7
+from node.reproduce.approximate import OURS, PLAIN
 from node.reproduce.pictures import DIGITS, read_pictures
 from node.tasks import backbones
 from node.tasks.backbones import Backbone
@@ -276,7 +277,7 @@ def test_the_command_prints_what_goes_into_the_study(home: Path, weights: Path, 
 @pytest.mark.confined
 def test_encrypted_accuracies_of_the_published_protocol_are_those_without_encryption() -> None:
     digits, short = read_pictures(DIGITS, None, None), replace(table7.SCHEDULES["published"], rounds=2)
-    plain, encrypted = (table7.cell(digits, 3, scheme, short, 2) for scheme in (table7.PLAIN, table7.OURS))
+    plain, encrypted = (table7.cell(digits, 3, scheme, short, 2) for scheme in (PLAIN, OURS))
     assert encrypted["accuracies"] == plain["accuracies"]
     assert encrypted["predictions"] == plain["predictions"]
     assert len(set(plain["predictions"])) == 2

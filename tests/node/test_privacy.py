@@ -20,7 +20,8 @@ from node.privacy.accountant import (
     noise_for,
     prv_error,
 )  # fmt: skip
-from node.privacy.budget import Budget, BudgetError
+from node.privacy.budget import Budget, BudgetError, PrivacyError
+from node.privacy.clipping import AdaptiveClip
 from node.privacy.dpsgd import Recipe, train
 
 DELTA = 1e-5
@@ -149,7 +150,7 @@ def test_the_step_that_would_pass_the_budget_is_not_taken() -> None:
         train(module, x, y, loss, recipe, accountant, torch.Generator().manual_seed(2))
     assert accountant.history == (Spent(3.0, 1.0, 4),)
     same, enough = zeros(), Accountant(None)
-    assert train(same, x, y, loss, replace(recipe, epochs=4), enough, torch.Generator().manual_seed(2)) == 4
+    assert train(same, x, y, loss, replace(recipe, epochs=4), enough, torch.Generator().manual_seed(2)).steps == 4
     assert np.array_equal(flat(module), flat(same))  # four steps, not five
     with pytest.raises(BudgetError):  # the same hospital's next round
         train(module, x, y, loss, recipe, accountant)
@@ -198,12 +199,29 @@ def test_batches_are_poisson_samples_and_counted_as_such() -> None:
     x, y = data()
     recipe = Recipe(learning_rate=0.1, batch_size=20, epochs=3, clip=1.0, noise_multiplier=2.0)
     accountant = Accountant(None)
-    assert train(zeros(), x, y, loss, recipe, accountant) == 12
+    assert train(zeros(), x, y, loss, recipe, accountant).steps == 12
     assert accountant.history == (Spent(2.0, 1 / 4, 12),)
 
 
 def test_without_noise_there_is_nothing_to_account_for() -> None:
     x, y = data()
     accountant = Accountant(Budget(1e-6, DELTA))
-    assert train(zeros(), x, y, loss, replace(FULL, epochs=3), accountant) == 3
+    assert train(zeros(), x, y, loss, replace(FULL, epochs=3), accountant).steps == 3
     assert accountant.history == ()
+
+
+def test_a_clip_follows_the_median_of_the_gradients_and_its_numbers_are_paid_for() -> None:
+    """Andrew et al., theorem 1: the gradients have more noise, and both together cost what the accountant is charged.
+    A row more or less changes the sum of its halves by a half."""
+    adaptive = AdaptiveClip(quantile=0.5, rate=0.3, count_noise=2.0, lowest=0.01, highest=1000.0)
+    recipe = replace(FULL, noise_multiplier=1.5, clip=100.0, epochs=60, learning_rate=1e-9, adaptive=adaptive)
+    assert adaptive.update_multiplier(1.5) == pytest.approx((1.5**-2 - 4.0**-2) ** -0.5)
+    x, y = torch.randn(ROWS, 9, generator=torch.Generator().manual_seed(1)), torch.ones(ROWS)
+    accountant = Accountant(None)
+    done = train(zeros(), x, y, loss, recipe, accountant)
+    # At zero weights a row's gradient is (p - y) times (x, 1), half as long as that.
+    median = float((0.5 * (x.square().sum(1) + 1).sqrt()).median())
+    assert done.clip == pytest.approx(median, rel=0.2)
+    assert accountant.history == (Spent(1.5, 1.0, 60),)
+    with pytest.raises(PrivacyError, match="count_noise above 0.75 was expected"):
+        train(zeros(), x, y, loss, replace(recipe, adaptive=replace(adaptive, count_noise=0.7)), Accountant(None))

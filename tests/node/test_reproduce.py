@@ -13,10 +13,12 @@ import pytest
 
 from keys.manifest import TWO_PARTIES
 from node.federation import FederationError, check_size
-from node.reproduce import heap, overhead, table3, table5, timings
-from node.reproduce.approximate import LARGE, SMALL, make_contexts
+from node.privacy.budget import Budget
+from node.reproduce import heap, overhead, table3, table3_page, table5, timings
+from node.reproduce.approximate import LARGE, OURS, PLAIN, SCHEMES, SMALL, make_contexts
 from node.reproduce.framingham import FILES
 from node.reproduce.output import Results
+from node.reproduce.table3_tree import tree_cell
 from node.simulation import in_process
 from node.study import parse_study
 from tests.keys.test_succession import NEW, OLD, manifest
@@ -56,7 +58,7 @@ def test_the_quorum_of_two_is_one_only_for_two() -> None:
 
 @pytest.mark.parametrize("parties", [2, 4])
 def test_our_accuracies_are_those_without_encryption_repetition_by_repetition(parties: int) -> None:
-    plain, ours = (table5.cell(HEART, parties, scheme, 3) for scheme in (table5.PLAIN, table5.OURS))
+    plain, ours = (table5.cell(HEART, parties, scheme, 3) for scheme in (PLAIN, OURS))
     assert ours["accuracies"] == plain["accuracies"]
     assert len(set(map(tuple, plain["models"]))) == 3
     grid = table5.CLIP / (2 ** (table5.VALUE_BITS - 1) - 1)
@@ -65,7 +67,7 @@ def test_our_accuracies_are_those_without_encryption_repetition_by_repetition(pa
 
 def test_the_papers_network_means_what_one_process_means() -> None:
     for parties in (3, 5):
-        plain = table5.cell(HEART, parties, table5.PLAIN, 2)
+        plain = table5.cell(HEART, parties, PLAIN, 2)
         large = table5.cell(HEART, parties, LARGE.name, 2)
         assert large["accuracies"] == plain["accuracies"]
         assert np.allclose(large["models"], plain["models"], atol=1e-6)
@@ -88,7 +90,7 @@ def test_a_party_of_the_papers_network_that_ends_is_an_error_not_a_wait(monkeypa
 def test_a_ciphertext_of_the_papers_settings_has_the_expected_size(setting: object, size: float) -> None:
     cell = timings.cell(100, setting.name, 1)  # type: ignore[attr-defined]
     assert cell["bytes"] == pytest.approx(size, rel=0.01)
-    ours = timings.cell(100, timings.OURS, 1)
+    ours = timings.cell(100, OURS, 1)
     assert ours["bytes"] < size / 1.9
     assert 0 < ours["error"] < 1e-3
 
@@ -104,6 +106,14 @@ def test_noise_and_accuracy_of_a_cell_with_privacy() -> None:
     assert 0.98 < cell["spent"] <= 1.0
     assert cell["accuracies"] == table3.cell("full batch", "rdp", 1.0, 3)["accuracies"]
     assert all(50 < accuracy < 80 for accuracy in cell["accuracies"])
+
+
+def test_the_epsilon_in_the_ledgers_of_hospitals_is_opacus_own() -> None:
+    cell = tree_cell(Budget(1.0, 1e-5), 3, 1)
+    assert [name for name, _, _ in cell["ledgers"]] == ["party-01", "party-02", "party-03"]
+    assert all(spent == pytest.approx(opacus, abs=1e-9) for _, spent, opacus in cell["ledgers"])
+    assert 0.95 < cell["spent"] <= 1.0
+    assert cell["steps"] == 5
 
 
 def test_the_formula_and_its_share_of_few_cores() -> None:
@@ -130,6 +140,9 @@ def test_rows_are_kept_between_runs_and_replaced_by_their_keys(tmp_path: Path) -
         results.measure([({"a": key}, lambda value=value: {"b": value}) for key, value in enumerate(values)])  # type: ignore[misc]
     assert {row["a"]: row["b"] for row in Results(tmp_path, "it", ("a",)).rows} == {0: 3, 1: 2}
     assert Results(tmp_path, "it", ("a",), quick=True).rows == []
+    rest = Results(tmp_path, "it", ("a",), missing=True)
+    rest.measure([({"a": key}, lambda: {"b": 4}) for key in range(3)])
+    assert {row["a"]: row["b"] for row in rest.rows} == {0: 3, 1: 2, 2: 4}
 
 
 def test_the_program_writes_page_picture_and_figures(tmp_path: Path) -> None:
@@ -142,8 +155,8 @@ def test_the_program_writes_page_picture_and_figures(tmp_path: Path) -> None:
     assert "| kept |" in page
     assert "not kept" not in page
     with (tmp_path / "timings.csv").open() as file:
-        assert [row["scheme"] for row in csv.DictReader(file)] == list(timings.SCHEMES)
-    assert len(json.loads((tmp_path / "timings.json").read_text())["rows"]) == len(timings.SCHEMES)
+        assert [row["scheme"] for row in csv.DictReader(file)] == list(SCHEMES)
+    assert len(json.loads((tmp_path / "timings.json").read_text())["rows"]) == len(SCHEMES)
     picture = (tmp_path / "timings.svg").read_bytes()
     assert reproduce("timings", *options, "--redraw").returncode == 0
     assert (tmp_path / "timings.md").read_text() == page
@@ -152,10 +165,12 @@ def test_the_program_writes_page_picture_and_figures(tmp_path: Path) -> None:
 
 def test_every_page_can_be_made_of_few_cells(tmp_path: Path) -> None:
     five = Results(tmp_path, "table5", ("file", "parties", "scheme"), True)
-    table5.run(five, 1, (2,), (table5.PLAIN, SMALL.name), ("4,238 rows",))
+    table5.run(five, 1, (2,), (PLAIN, SMALL.name), ("4,238 rows",))
+    table5.publish(five)
     assert "| not judged by" not in (tmp_path / "table5.md").read_text()  # there is nothing of ours to judge
     three = Results(tmp_path, "table3", ("recipe", "accountant", "epsilon"), True)
     table3.run(three, 2, (float("inf"), 1.0), ("full batch",), ("rdp",))
+    table3_page.publish(three)
     assert "not judged by 2 repetitions" in (tmp_path / "table3.md").read_text()
     for name in ("table5", "table3"):
         assert {file.suffix for file in tmp_path.glob(f"{name}.*")} == {".md", ".svg", ".csv", ".json"}

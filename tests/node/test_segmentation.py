@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from node.data import DataError
 from node.evaluation import Layout
+from node.privacy.record import RecordLevel
+from node.privacy.settings import PrivacySettings
 from node.reproduce import ours
 from node.tasks import unet
 from node.tasks.base import OptionsError, Setup, TaskError, TrainingRound
@@ -106,6 +108,14 @@ def test_a_volume_in_slices_is_one_example(home: Path) -> None:
     assert one._train[0].x.min() == -1
     assert one._train[0].x.max() == 1
     assert one.dice(one.initial()).shape == (1, 2)
+
+
+@pytest.mark.parametrize("options", [DEEP, {**DEEP, "size": [16, 16]}])
+def test_a_slice_or_a_patch_is_no_patient_to_hide(home: Path, options: dict[str, Any]) -> None:
+    one = task(home, options, **VOLUMES)
+    private = RecordLevel(PrivacySettings(mode="record", epsilon=8.0, delta=1e-3, clip=1.0), 1, b"")
+    with pytest.raises(TaskError, match="expected images with record-level privacy, came volumes"):
+        one.train(one.initial(), TrainingRound(1, 1, None, 0, private=private))
 
 
 def test_what_is_held_out_follows_from_the_seed_and_stays_out_of_a_pool(home: Path) -> None:
