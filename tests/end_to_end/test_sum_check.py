@@ -14,10 +14,11 @@ from keys.ckks import Sealer
 from node import report as reports
 from node import update
 from node.cli.local import SYNTHETIC
-from node.local import run_federation
+from node.local import Outcome, run_federation
 from node.sandbox.kernel import prctl
 from node.simulation import Federation, simulated_parties
 from node.study import parse_study
+from tests.end_to_end.watched import watched
 
 pytestmark = pytest.mark.confined
 
@@ -42,7 +43,7 @@ def own_name() -> str:
 
 
 def test_one_changed_integer_in_one_node_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every process of the federation is forked from this one, so a patch here is in all of them."""
+    """Every process of this federation is forked from this one, so a patch here is in all of them."""
     honest = update.seal_segments
 
     def tampering(integers: np.ndarray[tuple[int], np.dtype[np.int64]], sealer: Sealer, *rest: Any) -> Iterator[bytes]:
@@ -52,9 +53,12 @@ def test_one_changed_integer_in_one_node_is_noticed(tmp_path: Path, monkeypatch:
         return honest(changed, sealer, *rest)
 
     monkeypatch.setattr(update, "seal_segments", tampering)
-    fed = federation(tmp_path / "run")
-    outcome = run_federation(fed, lambda record: None)
-    report = reports.build(fed, outcome, {})
-    assert outcome.record.models_identical, "everyone has the same wrong model"
+    with watched(tmp_path, study=SYNTHETIC.format(params=20_000, max_parties=64), parties=4) as nodes:
+        nodes.start()
+        nodes.finish()
+        codes = {name: own[-1] for name, own in nodes.codes.items()}
+        report = reports.build(nodes.federation, Outcome(nodes.record, nodes.tree, codes), {})
+        assert nodes.record.models_identical, "everyone has the same wrong model"
+    assert set(codes.values()) == {0}
     assert report["sums_exact"] is False
     assert report["ok"] is False, "so the program's exit code is 1"
