@@ -47,11 +47,11 @@ def noisy(home: Path, **noise: Any) -> SegmentationExperimentTask:
 
 def test_one_account_over_all_rounds_spends_the_budget_and_no_more(home: Path) -> None:
     """Masks under the study's own record-level privacy, with a clip that moves and is carried on."""
-    budget = {"mode": "record", "epsilon": 8.0, "delta": 1e-3, "clip": 1.0}
-    moving = {"count_noise": 4.0, "rate": 0.2, "quantile": 0.5, "lowest": 0.01, "highest": 9.0}
+    budget = {"mode": "record", "epsilon": 8.0, "delta": 1e-3, "clip": 0.02}
+    moving = {"count_noise": 4.0, "rate": 0.2, "quantile": 0.9, "lowest": 0.01, "highest": 9.0}
     settings = PrivacySettings.model_validate({**budget, "adaptive": moving})
     one = SegmentationTask(Setup("north", {**FLAT, "batch_size": 10}, {"images": "discs.npz"}, 1, home))
-    model, account, spent, clips = one.initial(), b"", [], [1.0]
+    model, account, spent, clips = one.initial(), b"", [], [0.02]
     for number in (1, 2, 3):
         private = RecordLevel(settings, 3, account)
         update = one.train(model, TrainingRound(number, 3, None, 0, private=private))
@@ -62,7 +62,7 @@ def test_one_account_over_all_rounds_spends_the_budget_and_no_more(home: Path) -
         clips.append(json.loads(account)["clip"])
     assert 0 < spent[0] < spent[1] < spent[2] <= 8
     assert spent[2] > 7.9
-    assert len(set(clips)) == 4
+    assert clips == sorted(set(clips)), "nearly all gradients are longer, so it grows in each round"
     with pytest.raises(BudgetError, match="would spend epsilon"):
         one.train(model, TrainingRound(4, 3, None, 0, private=RecordLevel(settings, 3, account)))
 
