@@ -34,7 +34,7 @@ class Tree:
     parent: Mapping[str, str]
     children: Mapping[str, tuple[str, ...]]
 
-    @property
+    @cached_property
     def parties(self) -> frozenset[str]:
         return frozenset(self.children)
 
@@ -48,7 +48,17 @@ class Tree:
 
     def height(self, name: str) -> int:
         """Links between a party and the deepest party below it: 0 for a leaf."""
-        return max((1 + self.height(child) for child in self.children[name]), default=0)
+        return self._heights[name]
+
+    @cached_property
+    def _heights(self) -> Mapping[str, int]:
+        downwards = [self.key_holder]
+        for name in downwards:
+            downwards.extend(self.children[name])
+        heights: dict[str, int] = {}
+        for name in reversed(downwards):
+            heights[name] = max((1 + heights[child] for child in self.children[name]), default=0)
+        return heights
 
     def subtree(self, name: str) -> frozenset[str]:
         """A party and everyone below it; of one that has no place, nobody."""

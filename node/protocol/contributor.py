@@ -59,7 +59,8 @@ class Contributor(Adder):
             self._refuse(opening)
             return
         try:
-            tree = self.placement.tree(opening.contributors)
+            same = opening.contributors == self.tree.parties
+            tree = self.tree if same else self.placement.tree(opening.contributors)
         except TopologyError as error:
             self.do(ev.Drop(event.sender, "contributors that make a tree", str(error)))
             return

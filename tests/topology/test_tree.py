@@ -65,7 +65,9 @@ def test_only_the_children_of_the_dead_move_and_to_their_nearest_living_ancestor
         assert name in tree.children[tree.parent[name]]
     assert tree.subtree(roster.key_holder) == live, "everyone is there once, and no circle"
     for top in roster.names:
-        assert {name for name in roster.names if tree.is_within(name, top)} == tree.subtree(top)
+        below = tree.subtree(top)
+        assert {name for name in roster.names if tree.is_within(name, top)} == below
+        assert not below or tree.height(top) == max(map(tree.depth, below)) - tree.depth(top)
 
 
 @given(st.integers(3, 40), st.data())
