@@ -55,8 +55,8 @@ def load(thing: sealapi.Ciphertext, context: sealapi.SEALContext, data: bytes) -
 def make_context(plan: Plan) -> sealapi.SEALContext:
     """The SEAL context of a plan: tables that follow from its public numbers, made once in a process.
 
-    It and the public key alone of SEAL's objects may be made before a fork: nothing in them is random or secret, and
-    SEAL starts no thread for them. Making it takes 7 ms, a third of what an enclave of a small model does.
+    It, its encoder and the public key alone of SEAL's objects may be made before a fork: nothing in them is random or
+    secret, and SEAL starts no thread for them. Making it takes 7 ms, a third of what an enclave of a small model does.
 
     Raises:
         CiphertextError: SEAL refuses the parameters.

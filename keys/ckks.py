@@ -52,7 +52,7 @@ def prepare(plan: Plan, public_key: bytes | None = None) -> None:
     Raises:
         KeyFileError: the file is no public key, or carries a secret key.
     """
-    make_context(plan)
+    _encoder(plan)
     data_prime(plan)
     fingerprint(plan)
     if public_key is not None:
@@ -72,6 +72,12 @@ def generate_keys(plan: Plan) -> tuple[bytes, bytes]:
             public = sealapi.PublicKey()
             generator.create_public_key(public)
             return PUBLIC_KEY_MAGIC + save(public), secret
+
+
+@lru_cache(maxsize=1)
+def _encoder(plan: Plan) -> sealapi.CKKSEncoder:
+    """SEAL's encoder: tables of roots of unity and nothing else, so that it may be made before a fork."""
+    return sealapi.CKKSEncoder(make_context(plan))
 
 
 @lru_cache(maxsize=1)
@@ -118,7 +124,7 @@ class Sealer:
         self.plan = plan
         self._context = make_context(plan)
         self._encryptor = sealapi.Encryptor(self._context, _only_a_public_key(public_key, plan))
-        self._encoder = sealapi.CKKSEncoder(self._context)
+        self._encoder = _encoder(plan)
         self._scratch = Scratch(plan.poly_modulus_degree)
         self._zeros: deque[_Zero] = deque()
 
@@ -200,7 +206,7 @@ class Opener:
         except (ValueError, RuntimeError) as error:
             raise KeyFileError("the secret key is not one of this plan") from error
         self._decryptor = sealapi.Decryptor(self._context, secret)
-        self._encoder = sealapi.CKKSEncoder(self._context)
+        self._encoder = _encoder(plan)
         # (0, 1) at scale 1 decrypts to the secret key's polynomial: its values at the slots give the noise.
         key_itself = chosen_ciphertext(plan, self._context, 0, 1, 1.0)
         self._noise = NoiseLaw.from_secret(plan, self._decrypt([key_itself])[0])
