@@ -221,7 +221,7 @@ def test_nothing_is_shown_that_is_not_published_anyway(study: tuple[Watched, dic
         for planted in as_bytes:
             assert planted not in everything
             assert planted.hex() not in text
-        assert str(PLANTED)[:6] not in text
+        assert str(PLANTED)[:8] not in text  # fewer digits are found in times of day
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

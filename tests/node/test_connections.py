@@ -294,8 +294,8 @@ def test_half_open_connections_are_limited_and_leave_room(parent: Parent) -> Non
         who = "a connection from 127.0.0.1"
         assert set(parent.log) == {(who, FEW_SILENT, "one more")}
         assert half_open[0].is_closed(), "the oldest goes first"
-        ours = len(os.listdir("/proc/self/fd")) - descriptors - len(half_open)
-        assert ours <= 3 * MOST_STRANGERS
+        most = descriptors + len(half_open) + 3 * MOST_STRANGERS
+        parent.until(lambda: len(os.listdir("/proc/self/fd")) <= most)  # libzmq closes its own in a moment
         still_served(parent, honest, "cy", b"still here")
         parent.heard("bo", b"and who speaks gets in").close()
     finally:
