@@ -23,7 +23,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,9 +33,9 @@ from typing import Any
 from keys.errors import WardtreeError
 from node.channel import Channel, ChannelClosedError
 from node.home import Options
-from node.launcher import Launcher, Seat, read_passphrase
+from node.launcher import Launcher, Seat, import_rooms, read_passphrase
 from node.nursery import start_nursery
-from node.process import allow_descriptors, describe, end_all, name_process
+from node.process import allow_descriptors, describe, end_all, name_process, own_python
 from node.sandbox.kernel import conceal
 from node.simulation import LocalError, free_endpoints
 from node.study import Study
@@ -194,22 +193,14 @@ class RayLauncher:
 def _beside(role: str, *arguments: str, **how: Any) -> tuple[Channel, subprocess.Popen[bytes]]:
     """Start a Python of its own that runs ``role`` of this module; gives the channel to it."""
     ours, theirs = Channel.pair()
-    program = "import sys; sys.path[:] = sys.argv[1:]; from node.engine_ray import main; main()"
-    told = {"WARDTREE_RAY": " ".join([role, *map(str, theirs.descriptors), *arguments])}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *sys.path],
-        pass_fds=theirs.descriptors,
-        env={**os.environ, **told},
-        stdin=subprocess.DEVNULL,
-        **how,
-    )
+    command = own_python("node.engine_ray", role, *map(str, theirs.descriptors), *arguments)
+    process = subprocess.Popen(command, pass_fds=theirs.descriptors, stdin=subprocess.DEVNULL, **how)
     theirs.close()
     return ours, process
 
 
-def main() -> None:
-    """One of the programs that this module starts."""
-    role, read, write, *arguments = os.environ.pop("WARDTREE_RAY").split()
+def main(role: str, read: str, write: str, *arguments: str) -> None:
+    """One of the programs that this module starts; ``read`` and ``write`` are numbers of descriptors."""
     channel = Channel(int(read), int(write))
     for descriptor in channel.descriptors:
         os.set_inheritable(descriptor, False)
@@ -302,8 +293,7 @@ class Keeper:
 
     def on_open(self, parties: Sequence[str], task: str, privacy: str) -> dict[str, Any]:
         """Where the nodes will listen: the addresses are signed before there is a home."""
-        for module in ("node.relay", "node.keyroom"):  # once, for all that will be forked
-            importlib.import_module(module)
+        import_rooms()
         nursery, self._helpers["nursery"] = start_nursery(task, privacy)
         self._launcher = Launcher(self._seats, nursery)
         return {

@@ -7,6 +7,7 @@ descriptors that the launcher never reads itself, so that no node inherits anoth
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import selectors
 import signal
@@ -21,7 +22,7 @@ from keys.errors import WardtreeError
 from node.channel import Channel, ChannelClosedError
 from node.home import Options
 from node.nursery import Nursery
-from node.process import ENDED_FROM_OUTSIDE, end_all, enter_network, reap, spawn
+from node.process import ENDED_FROM_OUTSIDE, end_all, enter_network, reap, spawn, uninterrupted
 from node.supervisor import EndedFromOutsideError, run_node
 
 MAX_PASSPHRASE = 4096
@@ -136,6 +137,14 @@ class Launcher:
 def was_ended_from_outside(code: int) -> bool:
     """Whether a node that ended so would go on when it is started again."""
     return code < 0 or code == ENDED_FROM_OUTSIDE
+
+
+def import_rooms(with_enclaves: bool = False) -> None:
+    """Import what rooms need before forking them all: imports only, nothing is made, no torch. ``with_enclaves``: where
+    templates are forked from here too, and not from a nursery."""
+    with uninterrupted():
+        for module in ("node.relay", "node.keyroom", *(("node.enclave",) if with_enclaves else ())):
+            importlib.import_module(module)
 
 
 def read_passphrase(descriptor: int) -> str:

@@ -7,26 +7,28 @@ Comparisons between hospitals exist here alone: nowhere else may one process rea
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import resource
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from node.engine_ray import Place, RayEngine, RayLauncher
 from node.federation import check_size
 from node.gauge import Gauge, Peak
 from node.home import Options
-from node.launcher import Launcher, Seat, was_ended_from_outside
+from node.launcher import Launcher, Seat, import_rooms, was_ended_from_outside
 from node.nursery import Nursery, start_nursery
-from node.process import end_all, uninterrupted
+from node.process import end_all
 from node.record import Record
 from node.simulation import Federation, LocalError, hold_ceremony, in_process, manifest_gaps, tree_of
 from topology import Member, Tree, check_placeable
+
+if TYPE_CHECKING:  # every command would import it
+    from node.engine_ray import Place, RayEngine, RayLauncher
 
 STARTING_AT_ONCE = 2 * (os.cpu_count() or 1)
 
@@ -122,7 +124,7 @@ def prepare(
     Raises:
         WardtreeError: such a federation cannot be.
     """
-    _import_once(("node.relay", "node.keyroom") if nursery else ("node.relay", "node.keyroom", "node.enclave"))
+    import_rooms(with_enclaves=nursery is None)
     return Launcher(prepare_seats(federation, endpoints, networks, pages), nursery)
 
 
@@ -177,13 +179,6 @@ def _allow_descriptors(parties: int) -> None:
 def _hold_apart(federation: Federation, endpoints: Mapping[str, str] | None, letters: Mapping[str, int]) -> None:
     for name, passphrase in hold_ceremony(federation, endpoints).items():
         os.write(letters[name], passphrase.encode())
-
-
-def _import_once(modules: Sequence[str]) -> None:
-    """Import what rooms need before forking them all: imports only, nothing is made, no torch."""
-    with uninterrupted():
-        for module in modules:
-            importlib.import_module(module)
 
 
 def _make_out(out: Path) -> None:

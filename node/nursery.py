@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from node.home import Home
-from node.process import spawn
+from node.process import own_python, spawn
 
 
 class Nursery:
@@ -45,7 +45,4 @@ def start_nursery(task: str, privacy: str = "none") -> tuple[Nursery, int]:
 
 def _execute(requests: socket.socket, task: str, privacy: str) -> None:
     requests.set_inheritable(True)
-    program = (
-        "import sys; sys.path[:] = sys.argv[4:]; from node.warm import main; main(int(sys.argv[1]), *sys.argv[2:4])"
-    )
-    os.execv(sys.executable, [sys.executable, "-c", program, str(requests.fileno()), task, privacy, *sys.path])
+    os.execv(sys.executable, own_python("node.warm", str(requests.fileno()), task, privacy))

@@ -43,6 +43,14 @@ def spawn(parent_signal: int, target: Callable[..., None], *arguments: Any) -> i
     end_process(target, *arguments)
 
 
+def own_python(module: str, *arguments: str) -> list[str]:
+    """The command of a fresh Python that calls ``main(*arguments)`` of a module, with packages where this one has them:
+    instead of a fork, where that would inherit too much, or another's threads."""
+    count = 1 + len(arguments)
+    program = f"import sys; sys.path[:] = sys.argv[{count}:]; from {module} import main; main(*sys.argv[1:{count}])"
+    return [sys.executable, "-c", program, *arguments, *sys.path]
+
+
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let a Ctrl-C wait: in the middle of an import of compiled code it would be a traceback."""

@@ -244,6 +244,7 @@ def _relay(
         enter(policy.relay(home, options.history), home.posture, keep)
     except WardtreeError as error:
         telemetry.tell("stopped", error=str(error))
+        telemetry.flush()
         raise SystemExit(EXIT_UNAVAILABLE if isinstance(error, SandboxError) else 2) from error
     from node.relay import run_relay
 

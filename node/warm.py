@@ -20,9 +20,9 @@ from node.supervisor import enclave_settings
 _MAX_REQUEST = 8192
 
 
-def main(requests: int, task: str, privacy: str) -> None:
-    """The warm process."""
-    end_process(_serve, socket.socket(fileno=requests), task, privacy)
+def main(requests: str, task: str, privacy: str) -> None:
+    """The warm process; ``requests`` is the number of a descriptor."""
+    end_process(_serve, socket.socket(fileno=int(requests)), task, privacy)
 
 
 def _serve(requests: socket.socket, task: str, privacy: str) -> None:

@@ -17,7 +17,6 @@ from rich.console import Console
 from node import report as reports
 from node.cli.sandbox import AllowGap
 from node.display import LiveView
-from node.engine_ray import RayEngine
 from node.local import Outcome, run_federation
 from node.report_terminal import summary_table
 from node.sandbox.root import leave_root
@@ -125,8 +124,11 @@ def local(
     if page is not None:
         typer.echo(f"Live page of {key_holder}, once it runs: http://127.0.0.1:{page}/", err=True)
     with contextlib.ExitStack() as until_the_end:
-        ray = RayEngine(federation.names, checked, workers) if engine is Engine.RAY else None
-        if ray:
+        ray = None
+        if engine is Engine.RAY:
+            from node.engine_ray import RayEngine
+
+            ray = RayEngine(federation.names, checked, workers)
             until_the_end.callback(ray.close)
         view = until_the_end.enter_context(LiveView(checked.schedule))
         outcome = run_federation(federation, view.update, page, ray)

@@ -84,9 +84,14 @@ def timed(make: Callable[[Path], Federation]) -> tuple[list[float], int]:
 
 
 def completed(make: Callable[[Path], Federation]) -> Outcome:
-    """As :func:`timed`: all that the federation told, of which no file is left."""
+    """As :func:`timed`: all that the federation told, of which no file is left. Of a study without statistics."""
     with tempfile.TemporaryDirectory(prefix="wardtree-reproduce-") as folder:
-        return _complete(make(Path(folder) / "run"))
+        federation = make(Path(folder) / "run")
+        outcome = _complete(federation)
+    held, asked = len(outcome.record.rounds), federation.study.schedule.last
+    if held != asked:
+        raise OursError(f"{federation.study.name}: {asked} rounds were expected, {held} came to their end")
+    return outcome
 
 
 def _complete(federation: Federation) -> Outcome:

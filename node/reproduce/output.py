@@ -59,7 +59,7 @@ class Results:
                 took = time.monotonic() - began
                 before = [row for row in self.rows if all(row.get(name) == key[name] for name in self.keys)]
                 self.rows = [*(row for row in self.rows if row not in before), {**made, "took_s": round(took, 1)}]
-                self.seconds += took - sum(row.get("took_s", 0.0) for row in before)
+                self.seconds = round(self.seconds + took - sum(row.get("took_s", 0.0) for row in before), 1)
                 self._save()
                 advance("", 1)
 
@@ -90,7 +90,7 @@ class Results:
         return self.folder / f"{self.name}.{suffix}"
 
     def _save(self) -> None:
-        head = json.dumps({"quick": self.quick, "machine": machine(), "seconds": round(self.seconds, 1)})
+        head = json.dumps({"quick": self.quick, "machine": machine(), "seconds": self.seconds})
         rows = ",\n".join(json.dumps(row) for row in self.rows)  # one a line: a new row is one line of difference
         self._file("json").write_text(f'{head[:-1]}, "rows": [\n{rows}\n]}}\n')
 
