@@ -4,8 +4,9 @@ Order matters. The template of the enclaves is forked first, before there is a p
 the key room (at the key holder) and the relay, which open what they need of the sealed files themselves.
 When the relay ends, or the supervisor is told to, everything else is ended too.
 
-Each room is confined by the first line that it runs (``node/sandbox``), before it imports what it needs. If
-that cannot be done as the manifest asks, no room starts, and the exit code is 69.
+Each room is confined by the first line that it runs (``node/sandbox``), before it imports what it needs, and the
+supervisor, when all of them are there: what is left to do is to wait, and to end them. If that cannot be done as the
+manifest asks, no room starts, and the exit code is 69.
 """
 
 from __future__ import annotations
@@ -78,7 +79,11 @@ def run_node(
         if options.status_port is not None or home.status_port is not None:
             children.append(_start_page(home, options, telemetry))
         telemetry.tell("posture", text=home.posture.text)
-        return _run(home, passphrase, telemetry, options, nursery, children)
+        relay = _start_rooms(home, passphrase, telemetry, options, nursery, children)
+        enter(policy.supervisor(children), home.posture, [lock, *telemetry.descriptors])
+        code = reap(relay)
+        children.remove(relay)
+        return _exit_code(home, code)
     finally:
         for child in children:
             with contextlib.suppress(ProcessLookupError):
@@ -120,7 +125,7 @@ def _make_files(home: Home, options: Options) -> None:
         raise HomeError(f"{error.filename}: cannot be written: {error.strerror}") from error
 
 
-def _run(
+def _start_rooms(
     home: Home,
     passphrase: Callable[[], str],
     telemetry: Telemetry,
@@ -128,6 +133,7 @@ def _run(
     nursery: Nursery | None,
     children: list[int],
 ) -> int:
+    """Fork them, each of which goes into ``children``; gives the relay."""
     # What each room imports stays out of this process: the rooms are forked from it.
     control, template_control = socket.socketpair()
     keyroom_jobs, template_jobs = socket.socketpair() if home.is_key_holder else (None, None)
@@ -148,8 +154,11 @@ def _run(
         end.close()
     if relay_end:
         relay_end.close()
-    code = reap(relay)
-    children.remove(relay)
+    return relay
+
+
+def _exit_code(home: Home, code: int) -> int:
+    """The node's, from the relay's."""
     if code < 0:
         raise EndedFromOutsideError(
             f"{home.name}: the relay was ended by signal {-code}; start this node again, and it goes on"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 
 from node.sandbox.seccomp import ALLOWED, REFUSED, UNKNOWN, Rule, Rules, Test
 
@@ -99,6 +100,11 @@ def alone() -> Rules:
     Comes on top of the rules of the process that forked it.
     """
     return {**_EVERY_ROOM, **_each("wait4 waitid"), "clone": _THREADS_ONLY}
+
+
+def supervisor(rooms: Sequence[int]) -> Rules:
+    """Waits for the processes of its rooms, at least one, and ends them and no other."""
+    return {**alone(), "kill": Rule(((Test(0, tuple(rooms)),),))}
 
 
 def page() -> Rules:

@@ -125,13 +125,16 @@ def _version() -> str:
 
 def _rooms(home: Home | None) -> dict[str, tuple[policy.Room, policy.Room]]:
     """The rooms of a node, with what narrows them; without a home, ones that reach Python and nothing else."""
+    supervisor = policy.supervisor([os.getpid()])
     if home:
         template = policy.template(home.path, home.task_source, home.readable)
-        rooms = {"relay": (policy.relay(home, None), policy.listening_relay()), "enclave": (template, policy.enclave())}
+        rooms = {"supervisor": (supervisor, supervisor), "relay": (policy.relay(home, None), policy.listening_relay())}
+        rooms |= {"enclave": (template, policy.enclave())}
         rooms |= {"key room": (policy.keyroom(home), policy.keyroom_child())} if home.is_key_holder else {}
         return rooms | {"page": (policy.page(home), policy.page(home))}
     bare = policy.python_reach()
     return {
+        "supervisor": (supervisor, supervisor),
         "relay": (policy.Room("relay", replace(bare, signals=True), calls.relay), policy.listening_relay()),
         "enclave": (policy.Room("template", bare, calls.template), policy.enclave()),
         "key room": (policy.Room("key room", bare, calls.keyroom), policy.keyroom_child()),

@@ -8,6 +8,7 @@ sealer     none of the node's                                      no           
 key room   its ledger of openings; reads identity, secret key      no                                         yes
 page       the folder of the node's status                         TCP: a socket that listens on loopback     no
 ceremony   the home, and files that its command line names         no                                         no
+supervisor none of the node's, once the rooms are there            no                                         no
 
 Every room reads Python and its libraries. So the relay can read neither data nor the sealed secret key, and
 an enclave none of the node's keys, and of the hospital's files those alone that ``node.toml`` names.
@@ -18,10 +19,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,11 @@ class Room:
     name: str
     reach: Reach | None
     rules: Callable[[], Rules]
+
+
+def supervisor(rooms: Sequence[int]) -> Room:
+    """The process from which the rooms were forked, when all of them were: it has had the passphrase."""
+    return Room("supervisor", replace(python_reach(), signals=True), partial(calls.supervisor, rooms))
 
 
 def relay(home: Home, history: Path | None) -> Room:

@@ -30,7 +30,7 @@ from node.sandbox.machine import detect
 from tests.node.homes import KEY_HOLDER, NOW, make_federation
 from tests.node.sandbox import cost
 from tests.node.sandbox.attempts import ATTEMPTS
-from tests.node.sandbox.scene import ENCLAVE, PAGE, RELAY, ROOMS, SECRET, Attempt, Scene
+from tests.node.sandbox.scene import ENCLAVE, PAGE, RELAY, ROOMS, SECRET, SUPERVISOR, Attempt, Scene
 
 OUTSIDE = "outside"
 REFUSED, WENT_THROUGH = "refused", "went through"
@@ -149,7 +149,9 @@ def confine(where: str, place: Scene, home: Home, posture: Posture, say: int) ->
         return
     harden()
     keep = (place.terminal, say)
-    if where == RELAY:
+    if where == SUPERVISOR:
+        enter(policy.supervisor([os.getpid()]), posture, keep)
+    elif where == RELAY:
         room = policy.relay(home, None)
         assert room.reach
         enter(replace(room, reach=replace(room.reach, bind=(place.free,), connect=(place.parent,))), posture, keep)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-RELAY, ENCLAVE, KEYROOM, PAGE = ROOMS = ("relay", "enclave", "key room", "page")
+SUPERVISOR, RELAY, ENCLAVE, KEYROOM, PAGE = ROOMS = ("supervisor", "relay", "enclave", "key room", "page")
 SECRET = b"patient 4711"
 
 

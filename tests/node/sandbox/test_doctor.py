@@ -44,7 +44,7 @@ def test_of_a_home_it_enters_every_room_and_asks_the_manifest(tmp_path: Path) ->
     ended = wardtree("doctor", "--home", federation.path(KEY_HOLDER), "--json")
     report = Report.model_validate_json(ended.stdout)
     assert ended.returncode == 0, ended.stdout
-    assert [room.name for room in report.rooms] == ["relay", "enclave", "key room", "page"]
+    assert [room.name for room in report.rooms] == ["supervisor", "relay", "enclave", "key room", "page"]
     for room in report.rooms:
         assert (room.confined, room.no_new_privileges, room.capabilities) == (True, True, "0")
         assert room.seccomp_filters is None or room.seccomp_filters >= 2 or room.name == "enclave"

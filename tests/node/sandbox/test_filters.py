@@ -20,7 +20,13 @@ HEADERS = (
     (1, ("/usr/include/asm-generic/unistd.h",)),
 )
 MACHINES = {"x86-64": Machine(0xC000003E, numbers(0)), "aarch64": Machine(0xC00000B7, numbers(1))}
-ROOMS = (calls.relay, calls.listening_relay, calls.template, calls.keyroom, calls.alone, calls.ceremony)
+
+
+def supervisor() -> Rules:
+    return calls.supervisor((1, 2))
+
+
+ROOMS = (supervisor, calls.relay, calls.listening_relay, calls.template, calls.keyroom, calls.alone, calls.ceremony)
 KILL, ERRNO, ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 
 
