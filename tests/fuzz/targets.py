@@ -44,7 +44,7 @@ from node.protocol.posture import UNCONFINED
 from node.protocol.schedule import Schedule
 from node.published import state_from, state_part, state_size
 from node.update import Model
-from tests.node.network import CONFINED
+from tests.node.played_node import CONFINED
 from topology import Member, Placement, Roster
 
 NAMES = ("ada", "bo", "cy", "di", "eva")
