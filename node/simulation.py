@@ -5,11 +5,9 @@ Here one process knows all passphrases, which only a simulation may.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import secrets
 import signal
-import socket
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from keys.errors import WardtreeError
 from keys.identity import check_name
 from keys.transcript import TRANSCRIPT
 from keys.vault import KdfCost, write_private
+from node.address import free_ports, join
 from node.channel import Channel, ChannelClosedError
 from node.federation import plan_for, propose
 from node.home import SETTINGS
@@ -258,13 +257,8 @@ def _settings(data: Mapping[str, Any]) -> bytes:
 
 def free_endpoints(names: Iterable[str], address: str = "127.0.0.1") -> dict[str, str]:
     """A port of this machine that nobody has now, at one of its addresses, for each name."""
-    host = f"[{address}]" if ":" in address else address
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with contextlib.ExitStack() as stack:
-        sockets = {name: stack.enter_context(socket.socket(family)) for name in names}
-        for one in sockets.values():
-            one.bind((address, 0))
-        return {name: f"{host}:{one.getsockname()[1]}" for name, one in sockets.items()}
+    names = list(names)
+    return {name: join(address, port) for name, port in zip(names, free_ports(len(names), address), strict=True)}
 
 
 def tree_of(federation: Federation) -> Tree:

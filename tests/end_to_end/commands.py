@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
+from node.address import free_ports
 from node.sandbox.machine import detect
 
 FULL = os.environ.get("WARDTREE_FULL") == "1"
@@ -19,6 +21,16 @@ FULL = os.environ.get("WARDTREE_FULL") == "1"
 
 OWN_GAPS = sorted(detect().gaps & {"root"})
 """Gaps of the sandbox that a manifest must allow for these tests to run: that they run as root, if they do."""
+
+
+def _listens_over_ipv6() -> bool:
+    try:
+        return bool(free_ports(1, "::1"))
+    except OSError:
+        return False
+
+
+has_ipv6 = pytest.mark.skipif(not _listens_over_ipv6(), reason="this machine has no IPv6 loopback")
 
 
 @contextmanager
