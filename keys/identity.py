@@ -5,6 +5,7 @@ the other for canaries and sealed boxes. Every signature is over ``wardtree/1/<d
 that what was signed for one purpose is never valid for another.
 """
 
+import ipaddress
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -262,4 +263,14 @@ def _is_sound(key: bytes) -> bool:
 
 def _is_endpoint(text: str) -> bool:
     host, _, port = text.rpartition(":")
-    return bool(_HOST.fullmatch(host) and _PORT.fullmatch(port)) and int(port) <= 65535
+    if not (_HOST.fullmatch(host) and _PORT.fullmatch(port)) or int(port) > 65535:
+        return False
+    return not host.startswith("[") or _is_ipv6(host[1:-1])
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True

@@ -17,7 +17,7 @@ import os
 import secrets
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -336,3 +336,12 @@ def refuse_existing(path: Path) -> None:
     """Raises VaultError if there is anything of this name."""
     if os.path.lexists(path):
         raise VaultError(f"{path}: exists already, and is never overwritten")
+
+
+def write_all(folder: Path, files: Mapping[str, bytes]) -> tuple[Path, ...]:
+    """Write public files by name, or none if one of them exists; gives their paths. Raises VaultError."""
+    for name in files:
+        refuse_existing(folder / name)
+    for name, data in files.items():
+        write_public(folder / name, data)
+    return tuple(folder / name for name in files)

@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from node.address import neighbourhood, plain
+
 MOST_STRANGERS = 64
 """Connections over which nothing was said yet."""
 
@@ -81,7 +83,7 @@ class Connections:
             self._log(name or "a connection", *_HANDSHAKE)  # libzmq ended it before we looked
             return
         try:
-            host = str(copy.getpeername()[0])
+            host = plain(str(copy.getpeername()[0]))
         except OSError:
             self._log(name or "a connection", *_HANDSHAKE)
             copy.close()
@@ -146,8 +148,8 @@ class Connections:
         """The oldest of whoever has most of them goes first, so that one flood leaves room for others."""
         strangers = [connection for connection in self._all.values() if connection.name is None]
         if len(strangers) > MOST_STRANGERS:
-            ((host, _),) = Counter(connection.host for connection in strangers).most_common(1)
-            oldest = next(connection for connection in strangers if connection.host == host)
+            ((busiest, _),) = Counter(neighbourhood(connection.host) for connection in strangers).most_common(1)
+            oldest = next(connection for connection in strangers if neighbourhood(connection.host) == busiest)
             self._log(oldest.who, f"at most {MOST_STRANGERS} connections that say nothing", "one more")
             oldest.end()
             oldest.name = "a stranger"

@@ -28,7 +28,7 @@ from keys import ceremony
 from keys.errors import WardtreeError
 from keys.identity import verify
 from keys.manifest import MAX_MANIFEST, Manifest, verify_signatures
-from keys.vault import naming, read_bounded, refuse_existing, write_public
+from keys.vault import naming, read_bounded, write_all
 from node.continuation import published_model
 from node.home import LEDGER, roster_of
 from node.keyroom import in_keyroom
@@ -97,11 +97,7 @@ def export_model(home: Path, out: Path) -> tuple[Path, ...]:
         CARD: (json.dumps(card, indent=1) + "\n").encode(),
         TEXT: in_words(card).encode(),
     }
-    for name in files:
-        refuse_existing(out / name)
-    for name, data in files.items():
-        write_public(out / name, data)
-    return tuple(out / name for name in files)
+    return write_all(out, files)
 
 
 def make_card(

@@ -20,6 +20,7 @@ from keys.identity import Card
 from keys.manifest import TWO_PARTIES, Manifest
 from keys.plan import Plan
 from keys.vault import read_bounded
+from node.address import default_bind, split
 from node.protocol.party import Rules
 from node.protocol.posture import UNCONFINED, Minimum, Posture
 from node.sandbox.machine import POLICIES
@@ -219,7 +220,7 @@ def load_home(path: Path, now: datetime) -> Home:
         plan=plan,
         placement=Placement(roster_of(manifest), bytes.fromhex(manifest.tree_seed), study.aggregation.tree),
         data=data,
-        bind=settings.get("network", {}).get("bind") or _default_bind(card),
+        bind=settings.get("network", {}).get("bind") or (card.endpoint and default_bind(card.endpoint)),
         readable=readable_files([data, sandbox.get("read", [])], path),
         policy=sandbox.get("policy", "required"),
         status_port=settings.get("operation", {}).get("status_port"),
@@ -268,7 +269,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         if key not in ("data", "network", "operation", "sandbox") or not isinstance(keys, dict):
             raise HomeError(f"{path}: expected the tables [data], [network], [operation] and [sandbox], came {key!r}")
     for key, value in settings.get("network", {}).items():
-        if key != "bind" or not isinstance(value, str):
+        if key != "bind" or not isinstance(value, str) or not _is_address(value):
             raise HomeError(f'{path}: network: expected bind = "host:port", came {key} = {value!r}')
     for key, value in settings.get("operation", {}).items():
         if key != "status_port" or type(value) is not int or not 1 <= value <= 65_535:
@@ -280,6 +281,14 @@ def read_settings(path: Path) -> dict[str, Any]:
             expected = f'policy = {" or ".join(f"{name!r}" for name in POLICIES)}, or read = ["path", ...]'
             raise HomeError(f"{path}: sandbox: expected {expected}, came {key} = {value!r}")
     return settings
+
+
+def _is_address(text: str) -> bool:
+    try:
+        split(text)
+    except ValueError:
+        return False
+    return True
 
 
 def readable_files(value: Any, home: Path) -> tuple[Path, ...]:
@@ -335,11 +344,3 @@ def _locked(descriptor: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _default_bind(card: Card) -> str | None:
-    if card.endpoint is None:
-        return None
-    host, _, port = card.endpoint.rpartition(":")
-    local = host in ("127.0.0.1", "localhost", "[::1]")
-    return f"{host if local else '0.0.0.0'}:{port}"

@@ -27,13 +27,14 @@ from keys.errors import WardtreeError
 from keys.packing import Integers
 from keys.plan import Plan
 from keys.vault import KdfCost, open_file, refuse_existing, seal_file, write_public
+from node.apart import NoAnswerError, call_apart
 from node.channel import Channel, ChannelClosedError
 from node.continuation import base_model
 from node.course import Regime
 from node.home import Home
 from node.ledger import Ledger
 from node.privacy.budget import BudgetError, PrivacyError
-from node.process import name_process, reap, see_end, spawn
+from node.process import name_process, see_end, spawn
 from node.protocol.messages import EVALUATE
 from node.sandbox import policy
 from node.sandbox.enter import enter, narrow
@@ -103,32 +104,17 @@ def in_keyroom(
     Raises:
         WardtreeError: as the function did.
     """
-    ours, theirs = Channel.pair()
     room = policy.ceremony(read, folders)
-    child = spawn(signal.SIGKILL, _apart, room, ours, theirs, function, arguments)
-    theirs.close()
+
+    def inside(channel: Channel) -> Any:
+        enter(room, detect(), channel.descriptors)
+        name_process("keyroom")
+        return function(*arguments)
+
     try:
-        answer = ours.receive()
-    except ChannelClosedError as error:
+        return call_apart(inside)
+    except NoAnswerError as error:
         raise WardtreeError("the key room ended without an answer; see its message above") from error
-    finally:
-        ours.close()
-        reap(child)
-    if answer["kind"] == "refused":
-        raise WardtreeError(answer["text"])
-    return answer["value"]
-
-
-def _apart(
-    room: policy.Room, ours: Channel, theirs: Channel, function: Callable[..., Any], arguments: tuple[Any, ...]
-) -> None:
-    ours.close()
-    enter(room, detect(), theirs.descriptors)
-    name_process("keyroom")
-    try:
-        theirs.send("done", value=function(*arguments))
-    except WardtreeError as error:
-        theirs.send("refused", text=str(error))
 
 
 def _make_key(home: Path, passphrase: str, plan: Plan, cost: KdfCost) -> tuple[str, bytes]:

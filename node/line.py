@@ -11,6 +11,7 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
+from node.address import is_ipv6
 from node.connections import Connections
 
 REDIAL_SECONDS = 1.0
@@ -68,6 +69,7 @@ class Line:
         self.socket.curve_serverkey = z85.encode(self._peer.curve_key)
         self.socket.immediate = True
         self.monitor = self.socket.get_monitor_socket(_MONITORED)
+        self.socket.ipv6 = is_ipv6(self._peer.endpoint or "")
         self.socket.connect(f"tcp://{self._peer.endpoint}")
         self.redial_at: float | None = None
         self._poller.register(self.socket, zmq.POLLIN)

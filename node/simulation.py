@@ -5,11 +5,8 @@ Here one process knows all passphrases, which only a simulation may.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import secrets
-import signal
-import socket
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,14 +20,14 @@ from keys.errors import WardtreeError
 from keys.identity import check_name
 from keys.transcript import TRANSCRIPT
 from keys.vault import KdfCost, write_private
-from node.channel import Channel, ChannelClosedError
+from node.address import free_ports, join
+from node.apart import NoAnswerError, call_apart
 from node.federation import plan_for, propose
 from node.home import SETTINGS
-from node.process import end_all, spawn
 from node.protocol.posture import Minimum
 from node.sandbox.machine import detect, require
 from node.study import Study
-from topology import Member, Roster, TopologyError, Tree, place
+from topology import Member, Roster, Tree, place
 
 KDF = KdfCost(operations=2, memory_bytes=19 << 20)
 """The cheapest allowed: the passphrases of a simulation are random, nobody guesses them."""
@@ -215,29 +212,13 @@ def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a process of its own, which may import and know what this one should not; gives its result.
 
     Raises:
-        LocalError: as the function did, or it ended without a result.
+        WardtreeError: as the function did.
+        LocalError: it ended without a result.
     """
-    ours, theirs = Channel.pair()
-
-    def work() -> None:
-        ours.close()
-        try:
-            theirs.send("result", value=function(*arguments))
-        except (WardtreeError, TopologyError) as error:
-            theirs.send("refused", text=str(error))
-
-    child = spawn(signal.SIGKILL, work)
-    theirs.close()
     try:
-        answer = ours.receive()
-    except ChannelClosedError as error:
+        return call_apart(lambda channel: function(*arguments))
+    except NoAnswerError as error:
         raise LocalError(f"{function.__name__.strip('_')} failed; see its message above") from error
-    finally:
-        ours.close()
-        end_all({"worker": child})
-    if answer["kind"] == "refused":
-        raise LocalError(answer["text"])
-    return answer["value"]
 
 
 def _settings(data: Mapping[str, Any]) -> bytes:
@@ -258,13 +239,8 @@ def _settings(data: Mapping[str, Any]) -> bytes:
 
 def free_endpoints(names: Iterable[str], address: str = "127.0.0.1") -> dict[str, str]:
     """A port of this machine that nobody has now, at one of its addresses, for each name."""
-    host = f"[{address}]" if ":" in address else address
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with contextlib.ExitStack() as stack:
-        sockets = {name: stack.enter_context(socket.socket(family)) for name in names}
-        for one in sockets.values():
-            one.bind((address, 0))
-        return {name: f"{host}:{one.getsockname()[1]}" for name, one in sockets.items()}
+    names = list(names)
+    return {name: join(address, port) for name, port in zip(names, free_ports(len(names), address), strict=True)}
 
 
 def tree_of(federation: Federation) -> Tree:

@@ -34,6 +34,10 @@ class Telemetry:
         if self._channel is not None:
             self._waiting += packed(event, party=self._party, time=time.time(), **fields)
 
+    def took(self, stage: str, round_: int, seconds: float) -> None:
+        """One stage of a round is done."""
+        self.tell("stage", stage=stage, round=round_, seconds=seconds)
+
     def flush(self) -> None:
         """Send what was told since the last time."""
         waiting, self._waiting = self._waiting, []

@@ -22,6 +22,7 @@ from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from keys.errors import WardtreeError
+from node.address import is_ipv6
 from node.connections import Connections
 from node.line import ENDED, Line, Log, Peer
 
@@ -252,6 +253,7 @@ class Transport:
         router.setsockopt(zmq.ZAP_DOMAIN, DOMAIN.encode())
         router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         router.router_mandatory = True
+        router.ipv6 = is_ipv6(address)
         try:
             router.bind(f"tcp://{address}")
         except zmq.ZMQError as error:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from keys.manifest import format_time
 from keys.transcript import Transcript
-from keys.vault import read_bounded, refuse_existing, write_public
+from keys.vault import read_bounded, write_all
 from node.audit.derive import Line, RecordError, author, derive
 from node.audit.facts import FORMAT, Facts, Record
 from node.audit.page import render
@@ -53,11 +53,7 @@ def write_record(record: Record, out: Path) -> tuple[Path, ...]:
         RECORD: (json.dumps(record.model_dump(), indent=1, ensure_ascii=True) + "\n").encode(),
         PAGE: render(record).encode(),
     }
-    for name in files:
-        refuse_existing(out / name)
-    for name, data in files.items():
-        write_public(out / name, data)
-    return tuple(out / name for name in files)
+    return write_all(out, files)
 
 
 def read_record(path: Path) -> Record:

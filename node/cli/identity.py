@@ -34,7 +34,8 @@ def card(
     home: Home,
     out: Out,
     endpoint: Annotated[
-        str | None, typer.Option(help="host:port at which others reach this node; leave out to only dial out.")
+        str | None,
+        typer.Option(help="host:port at which others reach this node, IPv6 in brackets; leave out to only dial out."),
     ] = None,
     examples: Annotated[int, typer.Option(help="About how many examples; published as a power of two.")] = 0,
     passphrase_fd: Descriptor = None,

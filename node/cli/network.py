@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
+import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,12 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from keys.ceremony import load_identity
-from keys.errors import WardtreeError
-from node.channel import Channel, ChannelClosedError
+from node.apart import NoAnswerError, call_apart
+from node.channel import Channel
 from node.cli.passphrase import Descriptor, read_passphrase
 from node.home import Home, HomeError, load_home
 from node.operate.reachability import Check, NetworkReport
-from node.process import reap, spawn
 from node.sandbox import policy
 from node.sandbox.enter import enter
 from node.sandbox.kernel import EXIT_UNAVAILABLE
@@ -78,33 +77,17 @@ def check_network(
 
 def _apart(home: Home, addresses: dict[str, str], secret: str, listen: float) -> NetworkReport:
     """Run the check in a process that is confined as the relay is: it has the relay's keys, and its ports."""
-    ours, theirs = Channel.pair()
+    # Who dials whom is by number from here on: inside there is no DNS.
+    home = replace(home, addresses=addresses)
 
-    def work() -> None:
-        ours.close()
-        try:
-            posture = detect(home.policy)
-            enter(policy.relay(home, None), posture, theirs.descriptors)
-            # Who dials whom is by number from here on: inside there is no DNS.
-            found = Check(replace(home, addresses=addresses), load_identity(home.path, secret), bool(listen)).run(
-                listen
-            )
-            theirs.send("report", text=found.model_dump_json())
-        except WardtreeError as error:
-            theirs.send("refused", text=str(error))
+    def work(channel: Channel) -> str:
+        enter(policy.relay(home, None), detect(home.policy), channel.descriptors)
+        return Check(home, load_identity(home.path, secret), bool(listen)).run(listen).model_dump_json()
 
-    child = spawn(signal.SIGKILL, work)
-    theirs.close()
     try:
-        answer = ours.receive()
-    except ChannelClosedError as error:
-        raise typer.Exit(EXIT_UNAVAILABLE if reap(child) == EXIT_UNAVAILABLE else 70) from error
-    finally:
-        ours.close()
-    reap(child)
-    if answer["kind"] == "refused":
-        raise HomeError(answer["text"])
-    return NetworkReport.model_validate_json(answer["text"])
+        return NetworkReport.model_validate_json(call_apart(work))
+    except NoAnswerError as error:
+        raise typer.Exit(EXIT_UNAVAILABLE if error.code == EXIT_UNAVAILABLE else os.EX_SOFTWARE) from error
 
 
 def _shown(report: NetworkReport) -> Group:

@@ -57,17 +57,6 @@ class Mask:
         picked: Floats = values[self.indices]
         return picked
 
-    def scatter(self, kept: Floats) -> Floats:
-        """The inverse of :meth:`gather`, zero elsewhere."""
-        values = np.zeros(self.length, kept.dtype)
-        values[self.indices] = kept
-        return values
-
-    def add(self, model: Floats, kept: Floats, start: int = 0) -> None:
-        """Add ``kept``, the masked values from the ``start``-th on, to the model where they belong."""
-        self._check(model)
-        model[self.indices[start : start + kept.size]] += kept
-
     def to_bytes(self) -> bytes:
         """A bit for each value of the model."""
         chosen = np.zeros(self.length, np.bool_)

@@ -19,6 +19,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from keys.identity import Identity, verify
+from node.address import is_ipv6, split
 from node.home import Home
 from node.line import HANDSHAKE_REFUSED, KEY_REFUSED, Peer
 from node.neighbours import ENVELOPE_BYTES, greeting
@@ -45,7 +46,7 @@ MEANING: dict[State, str] = {
     "refused": "its machine answers that nothing listens on this port",
     "timeout": "nothing answers: the packets are dropped on the way",
     "unreachable": "there is no way to its address",
-    "unknown host": "its host name has no IPv4 address here",
+    "unknown host": "its host name has no address here",
     "something else listens": "whatever listens there is no node",
     "wrong server key": "a node answers, but not with the key that the manifest has for it",
     "unknown client key": "a node answers, but does not let our key in",
@@ -224,12 +225,11 @@ class Check:
 
     def _knock(self, probe: _Probe, now: float) -> None:
         assert probe.address is not None
-        host, _, port = probe.address.rpartition(":")
-        probe.door = socket.socket()
+        probe.door = socket.socket(socket.AF_INET6 if is_ipv6(probe.address) else socket.AF_INET)
         probe.door.setblocking(False)
         probe.due = now + CONNECT_SECONDS
         try:
-            code = probe.door.connect_ex((host, int(port)))
+            code = probe.door.connect_ex(split(probe.address))
         except socket.gaierror:
             self._settle(probe, "unknown host")
             return

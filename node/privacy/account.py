@@ -59,20 +59,6 @@ class HospitalAccount:
         """Count what *was* published, whatever the budget says. :meth:`spend` is for who may still refuse."""
         self.history = self._with(releases)
 
-    def rounds_left(self, *releases: Release) -> int:
-        """How many more times all of these fit the budget; at most 10^9."""
-        a_round = sum((release.loss() for release in releases), Loss())
-        spent = sum((_loss(each) for each in self.history), Loss())
-
-        def fits(count: int) -> bool:
-            return (spent + a_round.times(count)).epsilon(self.budget.delta) <= self.budget.epsilon
-
-        low, high = 0, 10**9
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle - 1)
-        return low
-
     def entry(self, round_: int, listed: Collection[str], releases: Iterable[Release]) -> dict[str, Any]:
         """For a ledger: what a round's total over the listed set publishes, and what is spent with it."""
         return {

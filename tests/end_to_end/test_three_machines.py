@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from node.address import free_ports
 from node.published import load_model
 from tests.end_to_end.commands import FULL
-from tests.end_to_end.walkthrough import ROOT, Page, free_port, walk
+from tests.end_to_end.walkthrough import ROOT, Page, walk
 
 PAGE = ROOT / "docs" / "three-machines.md"
 NAMES = ("uppsala", "lund", "umea")
@@ -22,7 +23,8 @@ NAMES = ("uppsala", "lund", "umea")
 @pytest.mark.confined
 @pytest.mark.timeout(900)  # thirty commands, of three people at the same time
 def test_three_machines_from_nothing_to_the_record_by_the_page_alone(tmp_path: Path) -> None:
-    places = {f"ward.{name}.example:7100": f"127.0.0.1:{free_port()}" for name in NAMES}
+    ports = free_ports(len(NAMES))
+    places = {f"ward.{name}.example:7100": f"127.0.0.1:{port}" for name, port in zip(NAMES, ports, strict=True)}
     text = PAGE.read_text(encoding="utf-8")
     walk(Page.parse(text), tmp_path, places | {"/opt/wardtree": str(ROOT)})
     models = [load_model(tmp_path / name / name / "model.npz") for name in NAMES]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import stat
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 import pexpect
 
 from keys.words import _list
+from node.address import free_ports
 from tests.end_to_end.commands import OWN_GAPS
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +160,8 @@ def walk(page: Page, folder: Path, places: Mapping[str, str] | None = None) -> P
     Raises:
         AssertionError: a command failed that should not, or the other way round.
     """
-    ports = {number: free_port() for number in sorted(set(_PORT.findall(page.render())))}
+    numbers = sorted(set(_PORT.findall(page.render())))
+    ports = dict(zip(numbers, free_ports(len(numbers)), strict=True))
     there = {f"127.0.0.1:{number}": f"127.0.0.1:{port}" for number, port in ports.items()} | dict(places or {})
     back = {port: number for number, port in there.items()}
     spoken: dict[str, str] = {}
@@ -238,13 +239,6 @@ def _environment(folder: Path) -> dict[str, str]:
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     kept = {name: os.environ[name] for name in ("HOME", "LANG", "USER") if name in os.environ}
     return kept | {"PATH": f"{program.parent}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "TERM": "dumb"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def main() -> None:

@@ -44,25 +44,14 @@ from node.protocol.posture import UNCONFINED
 from node.protocol.schedule import Schedule
 from node.published import state_from, state_part, state_size
 from node.update import Model
-from tests.node.network import CONFINED
+from tests.node.messages import BASE, MANIFEST, STATE, one_of_each
+from tests.node.played_node import CONFINED
 from topology import Member, Placement, Roster
 
 NAMES = ("ada", "bo", "cy", "di", "eva")
-MANIFEST, BASE, STATE = b"\x11" * 32, b"\x22" * 32, b"\x33" * 32
 ROSTER = Roster(tuple(map(Member, NAMES)), "ada")
 
-EXAMPLES: tuple[Message, ...] = (
-    Joined(7, BASE, 6, 2, "cy", CONFINED),
-    Open(7, BASE, frozenset(NAMES), "train", 1000, True, 30_000),
-    Partial(7, BASE, 3, frozenset({"bo", "cy"}), 1, b"ciphertexts"),
-    Absent(7, BASE),
-    Total(7, BASE, 3, frozenset(NAMES), b"integers"),
-    Close(7, BASE, frozenset(NAMES), 4, STATE),
-    Fail(7, BASE, "the round is below the quorum", False),
-    Finish(BASE),
-    Gone(BASE, "cy"),
-    Snapshot(BASE, 1, 3, b"content"),
-)
+EXAMPLES = one_of_each(NAMES, CONFINED)
 assert tuple(map(type, EXAMPLES)) == KINDS
 
 

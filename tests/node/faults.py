@@ -9,7 +9,8 @@ from typing import Any
 from node.protocol.contributor import Contributor
 from node.protocol.keyholder import KeyHolder
 from node.protocol.messages import EVALUATE
-from tests.node.network import FIRST, Network
+from tests.node.network import Network
+from tests.node.played_node import FIRST
 from topology import quorum_met, tells_apart
 
 

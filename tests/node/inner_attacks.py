@@ -39,7 +39,7 @@ from node.published import state_part
 from node.telemetry import Telemetry
 from node.update import Model, seal_segment
 from tests.node.homes import KEY_HOLDER, PASSPHRASE, Federation, make_federation
-from tests.node.network import CONFINED
+from tests.node.played_node import CONFINED
 from tests.node.test_keyroom import living
 
 NAMES = ("ada", "bo", "cy", "di", "eva")

@@ -14,27 +14,16 @@ from keys.identity import Identity, verify
 from node.protocol.codec import KINDS, Codec, Frame, RemoteProtocolError
 from node.protocol.link import DATA, Wire
 from node.protocol.messages import Absent, Close, Fail, Finish, Gone, Joined, Message, Open, Partial, Snapshot, Total
+from tests.node.messages import BASE, MANIFEST, STATE, one_of_each
 from topology import Member, Roster
 
 NAMES = ("ada", "bo", "cy")
 SEEDS = {name: bytes([number]) * 32 for number, name in enumerate(NAMES)}
 IDENTITIES = {name: Identity(name, seed, b"c" * 32, b"b" * 32) for name, seed in SEEDS.items()}
 KEYS = {name: identity.card(None, 0).signing_key for name, identity in IDENTITIES.items()}
-MANIFEST, BASE, STATE = b"\x11" * 32, b"\x22" * 32, b"\x33" * 32
 CODEC = Codec(MANIFEST, Roster(tuple(map(Member, NAMES)), "ada"), KEYS, verify)
 
-EXAMPLES: tuple[Message, ...] = (
-    Joined(7, BASE, 6, 2, "cy", "required landlock=7 gaps=swap"),
-    Open(7, BASE, frozenset(NAMES), "train", 1000, True, 30_000),
-    Partial(7, BASE, 3, frozenset({"bo", "cy"}), 1, b"ciphertexts"),
-    Absent(7, BASE),
-    Total(7, BASE, 3, frozenset(NAMES), b"integers"),
-    Close(7, BASE, frozenset(NAMES), 4, STATE),
-    Fail(7, BASE, "the round is below the quorum", False),
-    Finish(BASE),
-    Gone(BASE, "cy"),
-    Snapshot(BASE, 1, 3, b"content"),
-)
+EXAMPLES = one_of_each(NAMES, "required landlock=7 gaps=swap")
 
 digests = st.binary(min_size=32, max_size=32)
 numbers = st.integers(0, 2**53 - 1)

@@ -15,11 +15,12 @@ import pytest
 from nacl.exceptions import CryptoError
 
 from node import transport
+from node.address import free_ports, join
 from node.connections import MOST_PER_PARTY, MOST_STRANGERS
 from node.gauge import peak_memory
 from node.line import Peer
 from node.transport import REFUSED, UNREAD_MESSAGES, Transport
-from tests.end_to_end.commands import FULL
+from tests.end_to_end.commands import FULL, has_ipv6
 from tests.fuzz.test_fuzz import mutated
 from tests.node.test_transport import PUBLIC, SECRETS, Refusal
 from tests.node.zmtp import COMMAND, GREETING, CurveClient, frame
@@ -37,6 +38,7 @@ class Parent:
     """A transport that listens, in a thread of its own: what came, and what it refused."""
 
     port: int
+    host: str = "127.0.0.1"
     log: list[Refusal] = field(default_factory=list)
     came: list[tuple[str, list[bytes]]] = field(default_factory=list)
     pause: float = 0.0
@@ -54,7 +56,7 @@ class Parent:
         def refuse(who: str, expected: str, came: str) -> None:
             self.log.append((who, expected, came))
 
-        made = Transport(SECRETS["apex"], peers, f"127.0.0.1:{self.port}", refuse, MAX_MESSAGE)
+        made = Transport(SECRETS["apex"], peers, join(self.host, self.port), refuse, MAX_MESSAGE)
         self.ready.set()
         while not self.ended:
             self.came += made.poll(0.05)[0]
@@ -86,9 +88,7 @@ class Parent:
 
 @pytest.fixture
 def parent() -> Iterator[Parent]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     made = Parent(port)
     yield made
     made.close()
@@ -301,6 +301,22 @@ def test_half_open_connections_are_limited_and_leave_room(parent: Parent) -> Non
     finally:
         for client in half_open:
             client.close()
+
+
+@has_ipv6
+def test_on_a_socket_for_both_every_caller_is_named_by_its_own_address(hurried: None) -> None:
+    (port,) = free_ports(1, "::1")
+    parent = Parent(port, "::")
+    try:
+        for host in ("127.0.0.1", "::1"):
+            client = CurveClient(port, SECRETS["bo"], PUBLIC["apex"], host)
+            client.greet()  # and then nothing: the handshake's deadline ends it
+            assert client.is_closed()
+            client.close()
+        parent.until(lambda: len(parent.log) == 2)
+        assert [who for who, *_ in parent.log] == ["a connection from 127.0.0.1", "a connection from ::1"]
+    finally:
+        parent.close()
 
 
 def test_slow_loris_is_cut_off(hurried: None, parent: Parent) -> None:

@@ -104,6 +104,8 @@ BAD: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
     "a value for a table": ("bo", _write("data = 3\n"), (SETTINGS, "[data]", "'data'")),
     "unknown key": ("bo", _write('[network]\nbnd = "x:1"\n'), (SETTINGS, "bind", "bnd = 'x:1'")),
     "a number to bind": ("bo", _write("[network]\nbind = 5000\n"), (SETTINGS, "bind", "5000")),
+    "a host alone to bind": ("bo", _write('[network]\nbind = "10.0.0.5"\n'), (SETTINGS, "host:port", "10.0.0.5")),
+    "IPv6 without brackets to bind": ("bo", _write('[network]\nbind = "::1:7100"\n'), (SETTINGS, "host:port", "::1")),
     "a port that is none": (
         "bo",
         _write("[operation]\nstatus_port = 0\n"),
@@ -163,6 +165,8 @@ def test_settings_are_the_hospitals_own(federation: Federation) -> None:
     _write('[data]\ncsv = "patients.csv"\n[network]\nbind = "0.0.0.0:7000"\n')(federation.path("bo"))
     home = federation.home("bo")
     assert (home.data, home.bind, home.status_port) == ({"csv": "patients.csv"}, "0.0.0.0:7000", None)
+    _write('[network]\nbind = "[::]:7000"\n')(federation.path("bo"))
+    assert federation.home("bo").bind == "[::]:7000"
     _write("[operation]\nstatus_port = 8080\n")(federation.path("bo"))
     assert federation.home("bo").status_port == 8080
     assert read_settings(federation.path("cy") / SETTINGS) == {}

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from node.protocol.codec import MAX_TEXT
 from node.protocol.posture import ADVISORY, REQUIRED, UNCONFINED, Minimum, Posture, parse_posture
-from tests.node.network import CONFINED, Network
+from tests.node.network import Network
+from tests.node.played_node import CONFINED
 
 GAPS = frozenset((*REQUIRED, *ADVISORY))
 postures = st.builds(

@@ -14,8 +14,10 @@ from nacl.public import PrivateKey
 from zmq.utils import z85
 
 from node import line
+from node.address import free_ports, join
 from node.line import Peer
 from node.transport import REFUSED, Transport, TransportError
+from tests.end_to_end.commands import has_ipv6
 
 NAMES = ("apex", "bo", "cy")
 SECRETS = {name: bytes([number]) * 32 for number, name in enumerate((*NAMES, "mallory"), start=1)}
@@ -44,6 +46,7 @@ class World:
     """Those who listen, and everything that talks to them; all of it is closed at the end."""
 
     ports: dict[str, int]
+    host: str = "127.0.0.1"
     nodes: list[Node] = field(default_factory=list)
     sockets: list[Any] = field(default_factory=list)
     context: zmq.Context[zmq.Socket[bytes]] = field(default_factory=zmq.Context)
@@ -52,9 +55,17 @@ class World:
     def port(self) -> int:
         return self.ports["apex"]
 
-    def node(self, name: str, *, bind: bool = False, dial: str = "apex", secret: bytes | None = None) -> Node:
-        """A node that listens, or one that dials."""
-        at = {each: f"127.0.0.1:{port}" for each, port in self.ports.items()}
+    def node(
+        self,
+        name: str,
+        *,
+        bind: bool = False,
+        dial: str = "apex",
+        secret: bytes | None = None,
+        host: str | None = None,
+    ) -> Node:
+        """A node that listens, or one that dials; ``host``: instead of the world's."""
+        at = {each: join(host or self.host, port) for each, port in self.ports.items()}
         peers = [Peer(each, PUBLIC[each], at.get(each)) for each in NAMES]
         log: list[Refusal] = []
 
@@ -109,11 +120,7 @@ class World:
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    with socket.socket() as one, socket.socket() as two:
-        for probe in (one, two):
-            probe.bind(("127.0.0.1", 0))
-        ports = {"apex": one.getsockname()[1], "bo": two.getsockname()[1]}
-    world = World(ports)
+    world = World(dict(zip(("apex", "bo"), free_ports(2), strict=True)))
     yield world
     world.close()
 
@@ -136,6 +143,44 @@ def test_children_talk_to_their_parent_and_each_hears_only_its_own(world: World)
     assert parent.transport.traffic.sent == {"bo": 4, "cy": 4}
     assert parent.transport.traffic.received == {"bo": 5, "cy": 5}
     assert (bo.connections, cy.connections, parent.log, bo.log) == (["apex"], ["apex"], [], [])
+
+
+@has_ipv6
+def test_over_ipv6_as_over_ipv4(world: World) -> None:
+    world.host = "::1"
+    parent = world.node("apex", bind=True)
+    bo = connected(world, parent, "bo")
+    assert parent.transport.send("bo", [b"to", b"bo"])
+    world.until(lambda: bo.came)
+    assert (bo.came, bo.connections, parent.log, bo.log) == ([("apex", [b"to", b"bo"])], ["apex"], [], [])
+
+
+@has_ipv6
+def test_a_stranger_over_ipv6_is_refused_as_well(world: World) -> None:
+    world.host = "::1"
+    parent = world.node("apex", bind=True)
+    mallory = world.node("bo", secret=SECRETS["mallory"])
+    world.until(lambda: parent.log and mallory.log)
+    assert parent.log[0][1:] == ("a CURVE key of the manifest", "a stranger's")
+    assert not mallory.transport.send("apex", [b"let me in"])
+
+
+@has_ipv6
+def test_who_listens_on_all_ipv6_addresses_listens_on_those_of_ipv4_too(world: World) -> None:
+    parent = world.node("apex", bind=True, host="::")
+    for name, host in (("bo", "::1"), ("cy", "127.0.0.1")):
+        world.node(name, host=host)
+    world.until(lambda: all(node.connections for node in world.nodes[1:]))
+    assert parent.log == []
+
+
+@has_ipv6
+def test_who_listens_on_all_ipv4_addresses_is_not_reached_over_ipv6(world: World) -> None:
+    world.node("apex", bind=True, host="0.0.0.0")
+    over_four, over_six = world.node("bo", host="127.0.0.1"), world.node("cy", host="::1")
+    world.until(lambda: over_four.connections)
+    world.a_while(0.5)
+    assert over_six.connections == []
 
 
 def test_a_strangers_key_is_refused_counted_and_logged(world: World) -> None:

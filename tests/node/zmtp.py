@@ -37,10 +37,11 @@ class CurveClient:
     port: int
     secret: bytes
     server: bytes
+    host: str = "127.0.0.1"
     socket: socket.socket = field(init=False)
 
     def __post_init__(self) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", self.port))
+        self.socket = socket.create_connection((self.host, self.port))
         self.socket.settimeout(10)
         self._public, self._secret = crypto_box_keypair()  # of this connection
         self._count = 0

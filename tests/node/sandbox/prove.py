@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from node.address import free_ports
 from node.home import Home, load_home
 from node.process import harden
 from node.protocol.posture import Posture
@@ -93,9 +94,7 @@ def scene(folder: Path, user: int | None) -> Iterator[tuple[Scene, Home]]:
         for address in (unix, abstract):
             listener(socket.AF_UNIX, socket.SOCK_STREAM, address)
         os.chmod(unix, 0o777)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        (port,) = free_ports(1)
         secret = ctypes.create_string_buffer(SECRET)
         victim = _victim(user)
         stack.callback(os.waitpid, victim, 0)

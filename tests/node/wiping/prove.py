@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from keys.ciphertexts import Scratch, chosen_ciphertext, load, make_context
 from keys.packing import pack
 from keys.plan import Plan
 from keys.vault import open_file
+from node.address import free_ports
 from node.home import Home
 from node.sandbox.machine import detect
 from node.tasks.loader import task_digest
@@ -110,11 +110,7 @@ def make_homes(folder: Path, length: int) -> Federation:
     """A federation on free ports, with planted data at every party, from a generator of the operating system."""
     study = STUDY.format(task=TASK, length=length, clip=float(Plan().max_value))
     gaps = sorted(detect().gaps & {"root"})
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in NAMES]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        ports = [one.getsockname()[1] for one in sockets]
+    ports = free_ports(len(NAMES))
     federation = make_federation(folder, ports=ports, study=study, task_digest=task_digest(TASK), sandbox_gaps=gaps)
     for name in NAMES:
         data = folder / f"{name}.f64"
