@@ -1,8 +1,8 @@
 """The enclave: the one room of a node that sees data, gradients and the update.
 
 A warm *template* is forked from the supervisor before any secret or heavy import. It imports what training
-needs, opens nothing, and forks one child per job; the child is the enclave. It reads its job from a pipe,
-answers on another, and ends, so that the kernel takes its pages back.
+needs, opens nothing, and forks one child per job; the child is the enclave. It reads its job from memory that the relay
+hands over, answers on a pipe, and ends, so that the kernel takes its pages back.
 """
 
 from __future__ import annotations
