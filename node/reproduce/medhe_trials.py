@@ -1,4 +1,4 @@
-"""How long is long enough: the schedules of the top layer that were compared before its accuracies were measured."""
+"""How long is long enough: schedules of the top layer, compared on other images than those of its accuracies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from node.pages import table
 from node.reproduce import medhe
-from node.reproduce.medhe import DENSE, HEAD, SPARSE, TRIAL, TRIAL_GAIN, TRIALS
+from node.reproduce.medhe import DENSE, HEAD, LAST_TENTH, SPARSE, TRIAL, TRIALS, TWICE
 from node.reproduce.output import Results, Row, spread
 
 ARMS = (DENSE, SPARSE)
@@ -40,9 +40,10 @@ def trials_page(results: Results) -> str:
     return (
         f"## How long is long enough: {HEAD}\n\n"
         "The loss of a top layer is convex: where what is left out waits, and rounds are enough, dense and sparse come "
-        "to the same place. How many are enough was tried before any accuracy below was measured, with other seeds and "
-        f"on {medhe.IMAGES:,} other images. A schedule counts as long enough where neither the last tenth of its "
-        f"rounds nor twice as many bring either way more than {TRIAL_GAIN:g} points, in the mean of the seeds.\n\n"
+        "to the same place. How many are enough is asked here with other seeds and other images "
+        f"({medhe.IMAGES:,} of them) than those of the accuracies below. A schedule counts as long enough where the "
+        f"last tenth of its rounds brings neither way more than {LAST_TENTH:g} points, and twice the rounds no more "
+        f"than {TWICE:g}, half of the margin: in the mean of the seeds.\n\n"
         f"{table(head, body)}\n{verdict} The accuracies below are of {_study_rounds()} rounds at the rate "
         f"{options['learning_rate']:g}.\n"
     )
@@ -78,5 +79,4 @@ def _twice(found: Mapping[str, Mapping[str, Row]], trial: str) -> list[float]:
 
 def _is_enough(found: Mapping[str, Mapping[str, Row]], trial: str) -> bool:
     twice = _twice(found, trial)
-    gains = [*(last_tenth(row) for row in found[trial].values()), *twice]
-    return bool(twice) and max(gains) <= TRIAL_GAIN
+    return bool(twice) and max(twice) <= TWICE and max(map(last_tenth, found[trial].values())) <= LAST_TENTH
