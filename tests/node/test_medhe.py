@@ -254,6 +254,40 @@ def test_the_page_can_be_made_of_nothing(tmp_path: Path) -> None:
     assert {file.suffix for file in tmp_path.iterdir()} == {".md", ".csv", ".svg"}
 
 
+def tried(tmp_path: Path, last_tenth: float, twice: float) -> str:
+    """A page of which 400 rounds are judged: by what their last tenth and by what 800 rounds bring the sparse way."""
+    results = made_up(tmp_path)
+    for trial, gained in zip(("400 rounds, rate 0.002", "800 rounds, rate 0.002"), (0.0, twice), strict=True):
+        for arm in (medhe.DENSE, medhe.SPARSE):
+            end = 80.0 + (gained if arm == medhe.SPARSE else 0.0)
+            row = {"seeds": [1, 2], "accuracy": [end] * 2, "curves": [[70.0, end - last_tenth, end]] * 2}
+            results.rows.append({"part": medhe.TRIAL, "set": medhe.HEAD, "schedule": trial, "arm": arm} | row)
+    return medhe_page.write_page(results)
+
+
+def test_a_schedule_is_long_enough_where_its_end_and_twice_its_rounds_bring_little(tmp_path: Path) -> None:
+    page = tried(tmp_path, 0.1, 0.4)
+    assert "| 80.00 ± 0.00 | 80.00 ± 0.00 | +0.00 | +0.10, +0.10 | +0.00, +0.40 |" in page
+    assert "By this, long enough: 400 rounds, rate 0.002." in page
+    for rising in (tried(tmp_path, 0.3, 0.4), tried(tmp_path, 0.1, 0.6)):
+        assert "**None was long enough by this.**" in rising
+
+
+def test_schedules_are_tried_on_images_of_which_no_accuracy_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(medhe, "IMAGES", 40)
+    monkeypatch.setattr(medhe, "CACHE", tmp_path / "kept")
+    names = np.arange(100)  # of an image, in its first pixel
+    images = np.zeros((100, 28, 28, 3), np.uint8)
+    images[:, 0, 0, 0] = names
+    np.savez(tmp_path / "all.npz", images=images, labels=names % 8)
+    used = [set(np.load(medhe._some(tmp_path / "all.npz", others))["images"][:, 0, 0, 0]) for others in (False, True)]
+    assert [len(each) for each in used] == [40, 40]
+    assert not used[0] & used[1]
+    monkeypatch.setattr(medhe, "IMAGES", 60)
+    with pytest.raises(WardtreeError, match="expected at least 120 images, came 100"):
+        medhe._some(tmp_path / "all.npz", False)
+
+
 # ---- templates ------------------------------------------------------------------------------------------
 
 
