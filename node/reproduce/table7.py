@@ -54,7 +54,7 @@ class Schedule:
 
 SCHEDULES = {
     "published": Schedule(5),
-    "longer": Schedule(30, parties=(4,), schemes=(PLAIN, OURS), most=3),
+    "longer": Schedule(30, parties=(4,), schemes=(PLAIN, OURS), most=5),
     "whole ResNet-18": Schedule(
         3, clip=0.25, value_bits=14, parties=(4,), schemes=(OURS,), most=1, whole=True, images=512
     ),
