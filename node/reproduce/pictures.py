@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from node.data import DataError
-from node.features import make_features
+from node.features import Watch, make_features
 from node.images import Deal, Labelled, deal_rows, medmnist_info, read_features, read_images
 from node.tasks.backbones import Backbone
 from node.tasks.image import split_rows
@@ -119,8 +120,22 @@ def features_file(file: Path, classes: list[str], backbone: Backbone, official: 
     digest.update(line.encode())
     kept = CACHE / f"{file.stem}-{digest.hexdigest()[:16]}.npz"
     if not kept.exists():
-        make_features(file, classes, backbone, kept, official, threads=len(os.sched_getaffinity(0)))
+        threads = len(os.sched_getaffinity(0))
+        make_features(file, classes, backbone, kept, official, threads, _tell_tenths(file.name))
     return kept
+
+
+def _tell_tenths(name: str) -> Watch:
+    """They take minutes: a line on stderr for each tenth."""
+    told = -1
+
+    def watch(done: int, total: int) -> None:
+        nonlocal told
+        if (tenth := 10 * done // total) > told:
+            told = tenth
+            print(f"features of {name}: {done:,} of {total:,} images", file=sys.stderr, flush=True)
+
+    return watch
 
 
 def _digits() -> Pictures:
