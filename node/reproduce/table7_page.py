@@ -19,8 +19,8 @@ INTRODUCTION = """\
 # Table VII again: an image model by encryption and number of parties
 
 The published protocol: the top layer of a network that is frozen below it, trained by every party with SGD (learning
-rate {rate:g}, momentum {momentum:g}, batches of {batch}, one pass over its images a round), {rounds} rounds, at 2, 4, 8
-and 16 parties. Rows are dealt to the parties at random in equal parts. The features of each image are computed once
+rate {rate:g}, momentum {momentum:g}, batches of {batch}, one pass over its images a round), {rounds} rounds, at 2, 4,
+8 and 16 parties. Rows are dealt to the parties at random in equal parts. The features of each image are computed once
 (`wardtree features`), because nothing of them depends on the model.
 
 - **{blood}**, 8 kinds of blood cells: the part of the table that could be run here.
@@ -93,7 +93,7 @@ def write_page(results: Results) -> str:
 def _titled(schedule: str) -> str:
     one = SCHEDULES[schedule]
     passes = "one pass" if one.epochs == 1 else f"{one.epochs} passes"
-    return f"{schedule.capitalize() if schedule.islower() else schedule}: {one.rounds} rounds of {passes}"
+    return f"{schedule[0].upper()}{schedule[1:]}: {one.rounds} rounds of {passes}"
 
 
 def _data(row: Row) -> str:
@@ -104,9 +104,18 @@ def _data(row: Row) -> str:
     )
 
 
+def _ordered(results: Results) -> list[Row]:
+    """All rows in the order of the page, whichever was measured first."""
+
+    def place(row: Row) -> tuple[int, ...]:
+        schedules = tuple(SCHEDULES).index(row["schedule"])
+        return NAMES.index(row["data"]), schedules, row["parties"], SCHEMES.index(row["scheme"])
+
+    return sorted(results.rows, key=place)
+
+
 def _figures(results: Results, data: str, schedule: str) -> str:
-    rows = [row for row in results.rows if (row["data"], row["schedule"]) == (data, schedule)]
-    rows.sort(key=lambda row: (row["parties"], SCHEMES.index(row["scheme"])))
+    rows = [row for row in _ordered(results) if (row["data"], row["schedule"]) == (data, schedule)]
     head = (
         "parties", "scheme", "accuracy, %", "balanced accuracy, %", "AUC, %", "s a round", "bytes up", "largest, clip",
     )  # fmt: skip
@@ -141,7 +150,7 @@ def _of_whole(row: Row) -> str:
 
 def _compared(results: Results) -> Iterator[tuple[Row, int, int]]:
     """Each encrypted cell with how many repetitions differ from plain in accuracy, and in any held-out image."""
-    for row in results.rows:
+    for row in _ordered(results):
         plain = results.find(**{name: row[name] for name in ("data", "schedule", "parties")}, scheme=PLAIN)
         if row["scheme"] != PLAIN and plain and plain["repetitions"] == row["repetitions"]:
             accuracy, images = (
@@ -175,11 +184,11 @@ def _promises(results: Results) -> str:
         if row["scheme"] == OURS:
             what = f"{row['data']}, {row['schedule']}, {row['parties']} parties: repetitions with another accuracy"
             lines.append((what, accuracy, 0, verdict(not accuracy)))
-    for row in results.rows:
+    for row in _ordered(results):
         if "exact" in row:
             what = f"{row['data']}, {row['schedule']}, {row['parties']} parties: every total is the exact sum"
             lines.append((what, "yes" if row["exact"] else "no", "yes", verdict(row["exact"])))
-    for row in results.rows:
+    for row in _ordered(results):
         if row["scheme"] == OURS:
             clip = SCHEDULES[row["schedule"]].clip
             what = f"{row['data']}, {row['schedule']}, {row['parties']} parties: largest value of an update"
