@@ -123,15 +123,17 @@ def _figures(results: Results, data: str, schedule: str) -> str:
     for row in rows:
         balanced, auc = (sum(row[name]) / len(row[name]) for name in ("balanced", "aucs"))
         up = f"{row['bytes_up'] / 1e6:,.2f} MB" if row["bytes_up"] >= 1e6 else f"{row['bytes_up'] / 1e3:,.1f} kB"
+        deviation = f" ± {row['spread']:.2f}" if row["repetitions"] > 1 else ""
         clip = f"{row['largest']:.3f}, {SCHEDULES[schedule].clip:g}" if row["scheme"] == OURS else "–"
         body.append(
             (
-                row["parties"], row["scheme"], f"{row['mean']:.2f} ± {row['spread']:.2f}", f"{balanced:.2f}",
+                row["parties"], row["scheme"], f"{row['mean']:.2f}{deviation}", f"{balanced:.2f}",
                 f"{auc:.2f}", f"{row['seconds_a_round']:.2f}", up, clip,
             )
         )  # fmt: skip
-    count, size, images = (rows[0][name] for name in ("repetitions", "parameters", "train_rows"))
-    some = f" on {images:,} of the images" if SCHEDULES[schedule].images else ""
+    count, size = rows[0]["repetitions"], rows[0]["parameters"]
+    some = f"; on {rows[0]['train_rows']:,} of the images to train, and {rows[0]['test_rows']:,} of those held out"
+    some = some if SCHEDULES[schedule].images else ""
     whole = "".join(f"\n{_of_whole(row)}" for row in rows if "exact" in row)
     return f"{size:,} parameters, {count} repetition{'s' if count > 1 else ''}{some}.\n\n" + table(head, body) + whole
 
