@@ -100,13 +100,14 @@ def _gradients(results: Results) -> str:
         if any(rows):
             cells = [f"{row['recognised']:.0%}, {row['psnr']:.0f} dB" if row else "–" for row in rows]
             lines.append((scenario.name, scenario.hidden, *cells))
-    sources = {row["source"] for row in results.rows if row["kind"] == GRADIENTS}
-    repetitions = max((row["repetitions"] for row in results.rows if row["kind"] == GRADIENTS), default=0)
+    all_rows = [row for row in results.rows if row["kind"] == GRADIENTS]
+    sources = {row["source"] for row in all_rows}
+    least = min((row["images"] * row["repetitions"] for row in all_rows), default=0)
     return (
         f"{GRADIENT_METHODS}\n*Told apart*: the share of images that what was found resembles more than any of "
         f"{CANDIDATES} others (by guessing: {1 / (CANDIDATES + 1):.1%}). *PSNR*: peak signal to noise ratio, mean over "
         "the images: above 60 dB there is no difference to see, below 10 little of the image. Images: "
-        f"{', '.join(sorted(sources)) or 'none yet'}; {repetitions} repetitions.\n\n" + table(head, lines)
+        f"{', '.join(sorted(sources)) or 'none yet'}; {least} or more of them in each cell.\n\n" + table(head, lines)
     )
 
 
