@@ -48,17 +48,6 @@ class Pictures:
     def backbone(self) -> str:
         return self.train.backbone
 
-    def some(self, rows: int) -> Pictures:
-        """At most so many rows to train, and half as many held out: of each class the same part."""
-        train, test = (
-            split_rows(each.y, count / len(each), SEED)[1] if count < len(each) else np.arange(len(each))
-            for each, count in ((self.train, rows), (self.test, rows // 2))
-        )
-        images, held_out = self.images.take(train), self.held_out_images.take(test)
-        return replace(
-            self, train=self.train.take(train), test=self.test.take(test), images=images, held_out_images=held_out
-        )
-
 
 def read_pictures(name: str, file: Path | None, backbone: Backbone | None) -> Pictures:
     """A data set, its features computed if they are not in ``CACHE``.

@@ -35,7 +35,6 @@ class Schedule:
         parties: with which numbers of them it is run.
         most: repetitions at most.
         whole: the whole network and not its top layer; ours only.
-        images: to train, of all parties together; None: all there are.
     """
 
     rounds: int
@@ -49,15 +48,12 @@ class Schedule:
     schemes: tuple[str, ...] = SCHEMES
     most: int = 100
     whole: bool = False
-    images: int | None = None
 
 
 SCHEDULES = {
     "published": Schedule(5),
     "longer": Schedule(30, parties=(4,), schemes=(PLAIN, OURS), most=5),
-    "whole ResNet-18": Schedule(
-        3, clip=0.25, value_bits=14, parties=(4,), schemes=(OURS,), most=1, whole=True, images=512
-    ),
+    "whole ResNet-18": Schedule(3, clip=0.25, value_bits=14, parties=(4,), schemes=(OURS,), most=1, whole=True),
 }
 
 STUDY = """\
@@ -123,7 +119,6 @@ def cell(pictures: Pictures, parties: int, scheme: str, schedule: Schedule, repe
         ``largest``: of a value of the first party's update in the first two rounds. Of a whole network also ``exact``:
         each total was the sum of what the parties encrypted; and ``processor_seconds`` of all processes of all parties.
     """
-    pictures = pictures.some(schedule.images) if schedule.images else pictures
     of_whole: Row = {}
     with tempfile.TemporaryDirectory(prefix="wardtree-table7-") as folder:
         files = write_parties(pictures, parties, Path(folder), schedule.whole)

@@ -57,8 +57,8 @@ NOTES = """\
   encryption, is why accuracy falls with their number at five rounds.
 - Seconds a round are from busy machines of two cores, on which all parties run at once: an order of magnitude.
 - The whole ResNet-18 has group normalisation, begins untrained, and takes its batches from the operating system's
-  randomness, as a study does: there is no run without encryption to compare it with, value by value. Three rounds at
-  this learning rate teach it little: it is here for its size.
+  randomness, as a study does: there is no run without encryption to compare it with, value by value. A few rounds at
+  this learning rate teach it little: it is here for its size. Its values have 14 bits, not {bits}: half the bytes.
 """
 
 
@@ -132,10 +132,8 @@ def _figures(results: Results, data: str, schedule: str) -> str:
             )
         )  # fmt: skip
     count, size = rows[0]["repetitions"], rows[0]["parameters"]
-    some = f"; on {rows[0]['train_rows']:,} of the images to train, and {rows[0]['test_rows']:,} of those held out"
-    some = some if SCHEDULES[schedule].images else ""
     whole = "".join(f"\n{_of_whole(row)}" for row in rows if "exact" in row)
-    return f"{size:,} parameters, {count} repetition{'s' if count > 1 else ''}{some}.\n\n" + table(head, body) + whole
+    return f"{size:,} parameters, {count} repetition{'s' if count > 1 else ''}.\n\n" + table(head, body) + whole
 
 
 def _of_whole(row: Row) -> str:
