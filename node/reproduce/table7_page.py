@@ -57,8 +57,8 @@ NOTES = """\
   encryption, is why accuracy falls with their number at five rounds.
 - Seconds a round are from busy machines of two cores, on which all parties run at once: an order of magnitude.
 - The whole ResNet-18 has group normalisation, begins untrained, and takes its batches from the operating system's
-  randomness, as a study does: there is no run without encryption to compare it with, value by value. A few rounds at
-  this learning rate teach it little: it is here for its size. Its values have 14 bits, not {bits}: half the bytes.
+  randomness, as a study does: there is no run without encryption to compare it with, value by value. It is here for its
+  size, and three rounds are not its end. Its values have 14 bits, not {bits}: half the bytes.
 """
 
 
