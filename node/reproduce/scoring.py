@@ -188,7 +188,7 @@ def write_page(results: Results) -> str:
         lines = [
             (
                 f"{row['patients']:,}",
-                *(f"{row[f'{step}_ms']:.3f}" for step in STEPS),
+                *(_significant(row[f"{step}_ms"]) for step in STEPS),
                 *(f"{row[f'bytes_{way}'] / 1e3:.2f}" for way in ("up", "down")),
                 f"{row['distance']:.1e}",
                 f"{row['same_class']:.2%}",
@@ -208,9 +208,14 @@ def _batch(row: Row) -> str:
     encrypt, score, opened = (row[f"{step}_ms"] * patients / 1e3 for step in STEPS)
     up, down = (row[f"bytes_{way}"] * patients / 1e6 for way in ("up", "down"))
     return (
-        f"A batch of {patients:,}, and hardly less one of a single patient: {encrypt:.2g} s to encrypt the model, "
-        f"{score:.2g} s to score, {opened:.2g} s to open; {up:,.1f} MB there, {down:.2g} MB back."
+        f"The whole batch of {patients:,} patients: {encrypt:.2g} s to encrypt the model, {score:.2g} s to score, "
+        f"{opened:.2g} s to open; {up:,.1f} MB there, {down:.2g} MB back. One of a single patient takes hardly less."
     )
+
+
+def _significant(milliseconds: float) -> str:
+    """Three digits, however small."""
+    return f"{milliseconds:.3g}" if milliseconds < 1000 else f"{milliseconds:,.0f}"
 
 
 def _rows(results: Results, way: str, model: str) -> list[Row]:
