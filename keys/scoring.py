@@ -11,6 +11,7 @@ docs/why-exact-integers.md, or nothing; a batch is opened once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import cache
 
@@ -86,9 +87,8 @@ class ScoringKey:
         """Encrypt (outputs, features) and (outputs,): outputs * (terms + 1) ciphertexts, those of a term together, so
         that each factor of theirs is needed once; at the end the biases, to be multiplied with one step."""
         spread = [layout.spread(row) for row in weights]
-        terms = [np.stack([each[term] for each in spread]) for term in range(layout.terms)]
-        terms.append(np.stack([layout.bias(bias) for bias in biases.tolist()]))
-        return b"".join(map(self.seal, terms))
+        terms = (each[term] for term in range(layout.terms) for each in spread)
+        return b"".join(map(self._seal, itertools.chain(terms, map(layout.bias, biases.tolist()))))
 
     def _seal(self, slots: Slots) -> bytes:
         plaintext = sealapi.Plaintext()
@@ -184,9 +184,10 @@ class Scorer:
         if len(data) != count * SEALED_BYTES:
             raise ScoringError(f"expected {count} ciphertexts of {SEALED_BYTES} bytes, came {len(data)} bytes")
         for start in range(0, len(data), SEALED_BYTES):
-            packed, seed = np.frombuffer(data, "<u8", _POLYNOMIAL_BYTES // 8, start), data[start + _POLYNOMIAL_BYTES :]
+            packed = np.frombuffer(data, "<u8", _POLYNOMIAL_BYTES // 8, start)
+            seed = data[start + _POLYNOMIAL_BYTES : start + SEALED_BYTES]
             words = unpack_words(packed.reshape(_PRIMES, -1), _BITS)
-            info = object_header(16 + _SEED_INFO, compression=0) + _BLAKE2XB + seed[:_SEED_BYTES]
+            info = object_header(16 + _SEED_INFO, compression=0) + _BLAKE2XB + seed
             content = _head(SEALED_SCALE, written=1) + words.tobytes() + info
             ciphertext = sealapi.Ciphertext()
             try:

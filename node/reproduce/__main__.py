@@ -101,7 +101,7 @@ def table3(
     out: Out = None,
     redraw: Redraw = False,
     missing: Missing = False,
-    repetitions: Annotated[int | None, typer.Option(min=1, help="Default: 100, in the tree or of images 2.")] = None,
+    repetitions: Annotated[int | None, typer.Option(min=1, help="Default: 100, of images 5, in the tree 2.")] = None,
     recipe: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(three.CASES)}.")] = None,
     accountant: Annotated[list[str] | None, typer.Option(help=f"Only these: {', '.join(MECHANISMS)}.")] = None,
     epsilon: Annotated[list[float] | None, typer.Option(help="Only these, inf among them; may be repeated.")] = None,

@@ -24,7 +24,7 @@ KINDS = (MEMBERS, VALUES, GRADIENTS)
 SHOWN = 4
 """Images of a scenario that are kept for the picture."""
 CANDIDATES = 200
-FULL, QUICK = Effort(25, 500), Effort(4, 40)
+FULL, QUICK = Effort(25, 500, 16), Effort(4, 40)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def _plan(
         for scenario in SCENARIOS:
             for attack in methods:
                 key = {"kind": GRADIENTS, "target": scenario.name, "method": attack}
-                yield key, partial(inversion, scenario, attack, repetitions, images, effort)
+                enough = max(repetitions, -(-effort.images // scenario.hidden))
+                yield key, partial(inversion, scenario, attack, enough, images, effort)
 
 
 # ---- images ---------------------------------------------------------------------------------------------

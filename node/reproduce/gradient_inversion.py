@@ -34,10 +34,12 @@ VARIATION = 1e-3
 
 @dataclass(frozen=True)
 class Effort:
-    """How long an attack tries: steps of L-BFGS (of 20 evaluations each), of Adam."""
+    """How long an attack tries: steps of L-BFGS (of 20 evaluations each), of Adam; and on how many images at least,
+    repeated where an update hides fewer."""
 
     dlg: int
     cosine: int
+    images: int = 1
 
 
 def network(attack: str, shape: Sequence[int], classes: int, seed: int) -> torch.nn.Module:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from node.data import DataError
-from node.features import make_features
+from node.features import Watch, make_features
 from node.images import Deal, Labelled, deal_rows, medmnist_info, read_features, read_images
 from node.tasks.backbones import Backbone
 from node.tasks.image import split_rows
@@ -46,17 +47,6 @@ class Pictures:
     @property
     def backbone(self) -> str:
         return self.train.backbone
-
-    def some(self, rows: int) -> Pictures:
-        """At most so many rows to train, and half as many held out: of each class the same part."""
-        train, test = (
-            split_rows(each.y, count / len(each), SEED)[1] if count < len(each) else np.arange(len(each))
-            for each, count in ((self.train, rows), (self.test, rows // 2))
-        )
-        images, held_out = self.images.take(train), self.held_out_images.take(test)
-        return replace(
-            self, train=self.train.take(train), test=self.test.take(test), images=images, held_out_images=held_out
-        )
 
 
 def read_pictures(name: str, file: Path | None, backbone: Backbone | None) -> Pictures:
@@ -119,8 +109,22 @@ def features_file(file: Path, classes: list[str], backbone: Backbone, official: 
     digest.update(line.encode())
     kept = CACHE / f"{file.stem}-{digest.hexdigest()[:16]}.npz"
     if not kept.exists():
-        make_features(file, classes, backbone, kept, official, threads=len(os.sched_getaffinity(0)))
+        threads = len(os.sched_getaffinity(0))
+        make_features(file, classes, backbone, kept, official, threads, _tell_tenths(file.name))
     return kept
+
+
+def _tell_tenths(name: str) -> Watch:
+    """They take minutes: a line on stderr for each tenth."""
+    told = -1
+
+    def watch(done: int, total: int) -> None:
+        nonlocal told
+        if (tenth := 10 * done // total) > told:
+            told = tenth
+            print(f"features of {name}: {done:,} of {total:,} images", file=sys.stderr, flush=True)
+
+    return watch
 
 
 def _digits() -> Pictures:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from statistics import median
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from node.pages import picture, table
 from node.reproduce.framingham import FILES, heart_model, read_patients
 from node.reproduce.output import Results, Row, verdict
 from node.scoring import FEATURE_RANGE, Layer
-from node.telemetry import Stopwatch
 
 REGRESSION, HEAD = "logistic regression, 10 parameters", "head of 512 features, 3,591 parameters"
 MODELS = (REGRESSION, HEAD)
@@ -122,17 +122,18 @@ def head() -> tuple[Layer, NDArray[np.float64]]:
 
 
 def cell(way: str, model: str, patients: int, repeats: int) -> Row:
-    """One batch, several times: median milliseconds of each step, bytes, and the largest distance from the clear."""
+    """One batch, several times: median milliseconds of processor time for each step, bytes, and the largest distance
+    from the clear."""
     layer, rows = regression() if model == REGRESSION else head()
     features = np.resize(rows, (patients, rows.shape[1]))
     seconds: list[tuple[float, float, float]] = []
     warm_up = repeats > 1  # makes tables that all later ones use
     for _ in range(repeats + warm_up):
-        scoring, began = WAYS[way](layer, features), Stopwatch()
-        sent, encrypted = scoring.encrypt(), began.seconds
-        answer, scored = scoring.score(sent), began.seconds
+        scoring, began = WAYS[way](layer, features), process_time()
+        sent, encrypted = scoring.encrypt(), process_time()
+        answer, scored = scoring.score(sent), process_time()
         opened = scoring.open(answer)
-        seconds.append((encrypted, scored - encrypted, began.seconds - scored))
+        seconds.append((encrypted - began, scored - encrypted, process_time() - scored))
     each_step = zip(*seconds[warm_up:], strict=True)
     clear = layer.scores(features)
     row: Row = {f"{step}_ms": 1e3 * median(values) / patients for step, values in zip(STEPS, each_step, strict=True)}
@@ -156,9 +157,10 @@ INTRODUCTION = """\
 
 A client has patients, a host has the model's last layer. The client encrypts features under a key of its own, the host
 computes scores without seeing anything, the client opens them ([how, and who learns what](../scoring.md)). Or the other
-way round: the model's owner encrypts its weights, and who has the patients computes. One process, one core; patients of
-a batch lie over the slots of a ciphertext, without rotation keys. All times are for each patient, so that large batches
-look as cheap as they are. N=8192, primes of 54, 54 and 20 bits: 192-bit security.
+way round: the model's owner encrypts its weights, and who has the patients computes. Patients of a batch lie over the
+slots of a ciphertext, without rotation keys. Times are the processor's, of one process on one core, and like the bytes
+they are a patient's share of its batch, so that large batches look as cheap as they are. *Largest difference* is
+between any score and the same one in the clear. N=8192, primes of 54, 54 and 20 bits: 192-bit security.
 
 ![Milliseconds and kilobytes a patient against the size of the batch](scoring.svg)
 """
@@ -171,8 +173,7 @@ NOTES = """\
   16 to 21 bits; the encryption itself adds nothing, its sums are exact.
 - An encrypted model is a ciphertext for each parameter, for one patient as for 8,192, so that nothing but whole scores
   is opened: it pays for many patients at once.
-- Cells may have been measured on different days. Those of the encrypted model were measured beside much other work, so
-  that their milliseconds are an order of magnitude; bytes and differences do not depend on it.
+- Other work on the machine hardly changes processor time; still, its last digits differ from run to run.
 - Reading files, the confined process, the passphrase's key derivation and signatures come on top: about a second a
   batch, most of it argon2id and importing pandas.
 """
@@ -187,7 +188,7 @@ def write_page(results: Results) -> str:
         lines = [
             (
                 f"{row['patients']:,}",
-                *(f"{row[f'{step}_ms']:.3f}" for step in STEPS),
+                *(_significant(row[f"{step}_ms"]) for step in STEPS),
                 *(f"{row[f'bytes_{way}'] / 1e3:.2f}" for way in ("up", "down")),
                 f"{row['distance']:.1e}",
                 f"{row['same_class']:.2%}",
@@ -195,9 +196,26 @@ def write_page(results: Results) -> str:
             for row in _rows(results, way, model)
         ]
         if lines:
-            parts.append(f"## {way.capitalize()}: {model}\n\n{table(head, lines)}")
+            whole = f"{_batch(_rows(results, way, model)[-1])}\n\n" if way == MODEL_WAY else ""
+            parts.append(f"## {way.capitalize()}: {model}\n\n{whole}{table(head, lines)}")
     parts.append("## What was promised\n\n" + _promises(results))
     return "\n".join([*parts, NOTES, results.foot()])
+
+
+def _batch(row: Row) -> str:
+    """What a batch takes under an encrypted model, which for fewer patients is hardly less."""
+    patients = row["patients"]
+    encrypt, score, opened = (row[f"{step}_ms"] * patients / 1e3 for step in STEPS)
+    up, down = (row[f"bytes_{way}"] * patients / 1e6 for way in ("up", "down"))
+    return (
+        f"The whole batch of {patients:,} patients: {encrypt:.2g} s to encrypt the model, {score:.2g} s to score, "
+        f"{opened:.2g} s to open; {up:,.1f} MB there, {down:.2g} MB back. One of a single patient takes hardly less."
+    )
+
+
+def _significant(milliseconds: float) -> str:
+    """Three digits, however small."""
+    return f"{milliseconds:.3g}" if milliseconds < 1000 else f"{milliseconds:,.0f}"
 
 
 def _rows(results: Results, way: str, model: str) -> list[Row]:

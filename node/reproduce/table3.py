@@ -59,7 +59,7 @@ CASES = {
     "batch 64": Case(Recipe(0.1, 64, 5, 1.0, 0.0), {0.1: 65.7, 0.3: 67.7, 1.0: 67.9, 10.0: 67.9}),
 }
 HEAD = Recipe(1e-3, 256, 10, 10.0, 0.0, momentum=0.9)
-CASES |= {f"{name}, top layer": Case(HEAD, {}, name, 2, 1) for name in NAMES}
+CASES |= {f"{name}, top layer": Case(HEAD, {}, name, 5, 1) for name in NAMES}
 TREE = "in the tree, 4 hospitals"
 CASES[TREE] = Case(Recipe(1.0, None, 5, 1.0, 0.0), {}, None, 2, 1, hospitals=4)
 

@@ -30,10 +30,14 @@ The image model is the top layer of [Table VII](table7.md), in one place: {head_
 {head_batch}, learning rate {head_rate:g}, momentum {head_momentum:g}, each image's gradient clipped to length
 {head_clip:g}.
 
-**In the tree** the same model is learnt by {hospitals} hospitals with 200 patients each, through real nodes
+**In the tree** the heart-disease model is learnt by {hospitals} hospitals with 200 patients each, through real nodes
 (`[privacy] mode = "record"`): five rounds, in each a full-batch step at every hospital, learning rate 1, clip 1. Each
 has an account of its own, by RDP, and writes what is spent into its own signed ledger, with the history that it follows
 from. That is the ε which is compared with Opacus's below.
+
+In the tables *noise multiplier* is the noise's standard deviation over the clipping length; *ε spent* is what the
+accountant says after the last step; without noise (ε = ∞) there is nothing to account for, so that both accountants
+show the same run.
 
 ![Accuracy against epsilon](table3.svg)
 """
@@ -111,7 +115,7 @@ def _table(results: Results, recipe: str, epsilons: Sequence[str]) -> str:
         lines.append([f"{called}: accuracy, %", *accuracies])
         if expected:
             differences = (_less(row, expected.get(name)) for row, name in zip(rows, epsilons, strict=True))
-            lines.append([f"{called}: less expected", *differences])
+            lines.append([f"{called}: ours less expected", *differences])
         lines += [
             [f"{called}: noise multiplier", *(f"{row['noise_multiplier']:.2f}" if row else "–" for row in rows)],
             [f"{called}: ε spent", *(f"{row['spent']:.4g}" if row and row["spent"] else "–" for row in rows)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,33 @@ def test_scores_under_an_encrypted_model_are_those_in_the_clear(
     for some in (x, fewer):
         scores = Scorer().score_model(model, layout, some)
         assert np.array_equal(key.open(scores, layout)[: len(some)], some @ weights.T + biases)
+
+
+class CountedBytes(bytes):
+    """Bytes that count how many of them are copied by slicing."""
+
+    copied = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        part = super().__getitem__(at)
+        self.copied += len(part) if isinstance(at, slice) else 0
+        return part
+
+
+def test_scoring_reads_each_ciphertext_once() -> None:
+    """A batch or a model is hundreds of megabytes: work that grows with the square of it never ends."""
+    layout = Layout(4096, 20, 2)
+    x, weights, biases = draw(layout, 5)
+    key = new_key()
+    for data, score in (
+        (CountedBytes(key.seal_model(layout, weights, biases)), lambda it: Scorer().score_model(it, layout, x)),
+        (
+            CountedBytes(key.seal(layout.arrange(x))),
+            lambda it: Scorer().score_patients(it, layout, weights, biases),
+        ),
+    ):
+        assert np.array_equal(key.open(score(data), layout), x @ weights.T + biases)
+        assert data.copied <= len(data)
 
 
 def test_an_encrypted_model_gives_its_owner_whole_scores_and_no_parts_of_them() -> None:

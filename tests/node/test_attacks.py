@@ -73,12 +73,14 @@ def test_a_model_that_knows_its_images_tells_who_they_are() -> None:
 
 def test_a_page_can_be_made_of_few_cells(tmp_path: Path) -> None:
     results = Results(tmp_path, "attacks", ("kind", "target", "method"), True)
-    plan = attacks._plan(1, (VALUES, GRADIENTS), None, Effort(1, 3), (DLG, COSINE))
+    plan = attacks._plan(1, (VALUES, GRADIENTS), None, Effort(1, 3, images=2), (DLG, COSINE))
     few = [each for each in plan if each[0]["target"] in ("male", SCENARIOS[0].name)]
     results.measure(few)
+    assert results.find(method=COSINE)["repetitions"] == 2  # type: ignore[index]
     attacks_page.publish(results)
     page = (tmp_path / "attacks.md").read_text()
     assert "| male |" in page
+    assert "; 2 or more of them in each cell" in page
     assert SCENARIOS[0].name in page
     assert (tmp_path / "attacks.svg").stat().st_size > 1000
     assert MEMBERS in attacks.KINDS

@@ -21,9 +21,10 @@ from node.data import DataError
 from node.evaluation import own_figures
 from node.features import make_features
 from node.images import read_features
-from node.reproduce import ours, table7
+from node.reproduce import ours, pictures, table7, table7_page
 from node.reproduce.approximate import OURS, PLAIN
-from node.reproduce.pictures import DIGITS, read_pictures
+from node.reproduce.output import Results
+from node.reproduce.pictures import DIGITS, features_file, read_pictures
 from node.tasks import backbones
 from node.tasks.backbones import Backbone
 from node.tasks.base import OptionsError, Setup, TaskError, TrainingRound
@@ -238,6 +239,21 @@ def test_weights_that_are_not_the_published_ones_are_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.confined
+def test_features_of_an_experiment_are_computed_once_and_say_how_far_they_are(
+    home: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pictures, "CACHE", tmp_path)
+    backbone = Backbone("resnet18", weights, 32)
+    kept = features_file(home / "images.npz", CLASSES, backbone)
+    told = capfd.readouterr().err.splitlines()
+    assert told[0] == "features of images.npz: 0 of 1,797 images"
+    assert told[-1] == "features of images.npz: 1,797 of 1,797 images"
+    assert len(told) <= 11
+    assert features_file(home / "images.npz", CLASSES, backbone) == kept
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.confined
 def test_what_is_wrong_inside_the_room_is_one_line_outside(home: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "f.npz"
     with pytest.raises(TaskError, match=r"none.npz: expected an .npz file: No such file"):
@@ -283,6 +299,34 @@ def test_encrypted_accuracies_of_the_published_protocol_are_those_without_encryp
     assert len(set(plain["predictions"])) == 2
     assert plain["mean"] > 30  # ten classes, a few dozen steps
     assert 0 < plain["largest"] < short.clip
+
+
+@pytest.mark.parametrize(
+    ("exact", "says", "promise"),
+    [
+        (True, "was, to the last bit, the sum", "yes | yes | kept"),
+        (False, "was **not** the sum", "no | yes | **not kept**"),
+    ],
+)
+def test_the_page_of_a_whole_network_says_whether_its_totals_were_exact(
+    tmp_path: Path, exact: bool, says: str, promise: str
+) -> None:
+    results = Results(tmp_path, "table7", ("data", "schedule", "parties", "scheme"))
+    schedule = "whole ResNet-18"
+    figures = {name: [50.0] for name in ("accuracies", "balanced", "aucs")}
+    results.rows = [
+        {
+            "data": "BloodMNIST", "schedule": schedule, "parties": 4, "scheme": OURS, "repetitions": 1, "exact": exact,
+            "parameters": 1_000_000, "mean": 50.0, "spread": 0.0, "seconds_a_round": 9.0, "bytes_up": 8e6,
+            "train_rows": 512, "test_rows": 256, "classes": 8, "backbone": "", "majority": 20.0, "largest": 0.01,
+            "processor_seconds": 1234.5, **figures,
+        }
+    ]  # fmt: skip
+    page = table7_page.write_page(results)
+    assert f"Each total of the 3 rounds {says}" in page
+    assert f"4 parties: every total is the exact sum | {promise} |" in page
+    assert "2.00 times the 4.0 MB" in page
+    assert "1,234 s of processor time" in page
 
 
 @pytest.mark.confined

@@ -14,7 +14,7 @@ import pytest
 from keys.manifest import TWO_PARTIES
 from node.federation import FederationError, check_size
 from node.privacy.budget import Budget
-from node.reproduce import heap, overhead, table3, table3_page, table5, timings
+from node.reproduce import heap, overhead, scoring, table3, table3_page, table5, timings
 from node.reproduce.approximate import LARGE, OURS, PLAIN, SCHEMES, SMALL, make_contexts
 from node.reproduce.framingham import FILES
 from node.reproduce.output import Results
@@ -172,7 +172,14 @@ def test_every_page_can_be_made_of_few_cells(tmp_path: Path) -> None:
     table3.run(three, 2, (float("inf"), 1.0), ("full batch",), ("rdp",))
     table3_page.publish(three)
     assert "not judged by 2 repetitions" in (tmp_path / "table3.md").read_text()
-    for name in ("table5", "table3"):
+    scores = Results(tmp_path, "scoring", ("way", "model", "patients"), True)
+    scoring.run(scores, (2, 3), 1)
+    scoring.publish(scores)
+    page = (tmp_path / "scoring.md").read_text()
+    assert "The whole batch of 3 patients: " in page
+    assert page.count("| 0.001 | kept |") == 3
+    assert not scores.find(way=scoring.MODEL_WAY, model=scoring.HEAD)  # as large for two patients as for 8,192
+    for name in ("table5", "table3", "scoring"):
         assert {file.suffix for file in tmp_path.glob(f"{name}.*")} == {".md", ".svg", ".csv", ".json"}
 
 
