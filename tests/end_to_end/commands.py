@@ -53,7 +53,7 @@ def at_descriptor(*secrets: str) -> Iterator[list[int]]:
 
 
 def wardtree(
-    *arguments: object, timeout: float = 120, passphrase: str | None = None, cwd: Path | None = None
+    *arguments: object, timeout: float = 280, passphrase: str | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the program to its end. A passphrase goes over a descriptor, as it would in a script."""
     command = [sys.executable, "-m", "node", *map(str, arguments)]

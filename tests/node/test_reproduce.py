@@ -28,7 +28,7 @@ HEART = FILES["4,238 rows"]
 
 def reproduce(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "node.reproduce", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL)
 
 
 # ---- two parties ----------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def without(part: str, *arguments: object, passphrase: str = "") -> subprocess.C
     with at_descriptor(passphrase) as (read,):
         command += ["--passphrase-fd", str(read)] if passphrase else []
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, pass_fds=[read]
+            command, capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL, pass_fds=[read]
         )
 
 
