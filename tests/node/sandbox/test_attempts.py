@@ -16,7 +16,7 @@ from tests.node.sandbox.scene import ROOMS
 
 @needs_landlock
 def test_every_attempt_from_inside_the_rooms_is_refused_and_works_outside(tmp_path: Path) -> None:
-    """In a small process of its own, which each attempt is a fork of: as an ordinary user, and as root where root tests."""
+    """In a small process, of which each attempt is a fork: as an ordinary user, and as root too where root tests."""
     command = [sys.executable, "-m", "tests.node.sandbox.prove", "--json", "--out", str(tmp_path / "page.md")]
     ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     runs, page = json.loads(ended.stdout), (tmp_path / "page.md").read_text()
