@@ -38,6 +38,8 @@ From the update of one step, the gradient, back to the images that it is of. Thr
   et al. 2017); of several images it is a weighted mean of them;
 - *DLG*: a small network with convolutions; look for images whose gradient is equal (Zhu, Liu and Han 2019);
 - *cosine*: the same network; look for images whose gradient has the same direction (Geiping et al. 2020).
+
+*Noise* is what differential privacy adds: its standard deviation in each value, over the length of the whole update.
 """
 MEMBERSHIP = """\
 Was this patient in the training? The attacker has the final model, and names those whom it fits best, by a threshold on
@@ -62,7 +64,8 @@ NOTES = """\
   many steps on hundreds of patients are far beyond what these attacks were shown to invert; that is experience, and no
   proof.
 - **Noise for privacy is the proof.** How much is needed depends on the model: a linear one's image is still told apart
-  under noise of 1 % of the update's length for each value; under DP-SGD's sigma of 1, a hundred times that, it is not.
+  under noise of 1 % of the update's length for each value, through convolutions the searches then mostly fail; under
+  DP-SGD's sigma of 1, a hundred times that, nothing is found by any.
 - **The final model is published**, whatever is encrypted. A model that was trained until it knows its images tells who
   they are, a little; one that several hospitals trained together tells less, because it fits each of them less; under
   DP-SGD the bound is epsilon, and the price is accuracy. Ten parameters learnt from 800 patients tell nothing that
