@@ -125,6 +125,7 @@ def _bytes(results: Results) -> str:
                 )
             )  # fmt: skip
         text += f"## Bytes of a round: {params:,} parameters, {wire.PARTIES} parties\n\n{table(head, body)}\n"
+        text += "All are compared with the dense round of 14-bit values.\n\n" if dense else ""
         text += _beside(rows, params)
     return text
 
@@ -255,7 +256,8 @@ def _trees(results: Results) -> str:
         return ""
     return (
         f"## The same in a real federation\n\n{table(head, body)}\nIts batches are in the order of the operating "
-        "system's randomness: it is not the same run as the simulated one.\n"
+        "system's randomness, and a random mask follows from the manifest: it is not the same run as the simulated "
+        "one. After three sparse rounds much depends on which few values were sent.\n"
     )
 
 
