@@ -55,8 +55,10 @@ NOTES = """\
 - All hospitals run at once on two cores that other work shared: seconds by the wall are of busy hours, and processor
   seconds are what the work itself took, still somewhat more than on an idle machine. A part of a run whose processor
   seconds were not counted is taken to be as the others.
-- With hospital-level DP the noise on the sum is sqrt(d) times as long as its deviation in one parameter: ten hospitals
-  do not drown it.
+- With hospital-level DP the noise on the sum is sqrt(d) times as long as its deviation in one parameter:
+  {multiplier:.2f} x {root:.0f} = {ratio:,.0f} times the most that one hospital may contribute. Ten hospitals do not
+  drown it, and the model learns nothing: the figure is as it is. It takes thousands of hospitals, or far fewer
+  parameters.
 """
 
 
@@ -86,7 +88,10 @@ def write_page(results: Results) -> str:
     )
     parts = [head, "## Accuracy\n\n" + _accuracies(results), "## What was promised\n\n" + _promises(results)]
     parts += [f"## {title}\n\n{text}" for title, text in _checks(results)]
-    return "\n".join([*parts, NOTES, results.foot()])
+    multiplier = multiplier_for(dpr.EPSILON, dpr.DELTA, dpr.PAPER_ROUNDS)
+    root = next((row["parameters"] for row in results.rows if row["arm"] in ARMS), 0) ** 0.5
+    notes = NOTES.format(multiplier=multiplier, root=root, ratio=multiplier * root)
+    return "\n".join([*parts, notes, results.foot()])
 
 
 def _accuracies(results: Results) -> str:
