@@ -118,7 +118,7 @@ def _accuracies(results: Results) -> str:
             f"{row['rounds']} of {rounds_of(row['arm'])}", f"{100 * row['curve'][-1]:.2f}",
             "all" if row["exact"] else "–", f"{row['smallest']} to {row['largest']}",
             f"{row['bytes_up'] / 1e6:.2f}" if row["bytes_up"] else "–", f"{sum(row['part_seconds']) / 60:.0f}",
-            f"{_processor_minutes(row):.0f}", PAPER.get(row["hospitals"]) or "–",
+            f"{_processor_minutes(row):.0f}", (row["arm"] not in units and PAPER.get(row["hospitals"])) or "–",
         )
         for row in sorted(trained, key=lambda row: (row["hospitals"], ARMS.index(row["arm"])))
     ]  # fmt: skip
@@ -126,8 +126,8 @@ def _accuracies(results: Results) -> str:
     note = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
     if guess := next((row["commonest"] for row in trained if row["arm"] in units and "commonest" in row), None):
         note = (
-            f"\nOf the held-out images {100 * guess:.2f} % are of the commonest kind: a model that always named it would"
-            f" be right about as many.\n{note}"
+            f"\nOf the held-out images {100 * guess:.2f} % are of the commonest kind: a model that always named it "
+            f"would be right about as many.\n{note}"
         )
     return table(head, body) + note
 
