@@ -65,6 +65,13 @@ NOTES = """\
 """
 
 
+SWINGS = """\
+A cyclic mask sends hundreds of values of one class together: that class moves by all that waited, and the others answer
+rounds later, so that the model swings until the rate has fallen, and has less left to learn with.
+
+"""
+
+
 def publish(results: Results) -> None:
     """The files, from what was measured."""
     from node.reproduce.medhe_picture import draw
@@ -324,6 +331,8 @@ def _ablations(results: Results) -> str:
         if body:
             head = ("arm", "integers of a party a round", "seeds", "accuracy, %", "less dense (90 %)")
             text += f"## Ablations: {name}, longer schedule\n\n{table(head, body)}\n"
+            if name == medhe.HEAD:
+                text += SWINGS
     return text
 
 
