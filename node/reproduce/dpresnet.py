@@ -182,7 +182,8 @@ def _in_the_clear(study: str, data: Mapping[str, Mapping[str, Any]], kept: str) 
 
 
 def measured(study: str, data: Mapping[str, Mapping[str, Any]], models: NDArray[np.float32]) -> Row:
-    """What each of the models, (N, parameters), is right about, and how the images were dealt."""
+    """What each of the models, (N, parameters), is right about, and how the images were dealt; ``commonest``: the part
+    of the held-out images that are of the commonest kind."""
     tasks = tasks_of(study, data)
     curve = []
     for model in models:
@@ -191,6 +192,8 @@ def measured(study: str, data: Mapping[str, Mapping[str, Any]], models: NDArray[
     return {
         "curve": curve,
         "held_out": sum(len(task._test) for task in tasks),
+        "commonest": float(np.bincount(np.concatenate([task._test.y for task in tasks])).max())
+        / sum(len(task._test) for task in tasks),
         "train": sum(len(task._train) for task in tasks),
         "smallest": min(task.examples for task in tasks),
         "largest": max(task.examples for task in tasks),

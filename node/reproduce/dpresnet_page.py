@@ -55,8 +55,13 @@ NOTES = """\
 - All hospitals run at once on two cores that other work shared: seconds by the wall are of busy hours, and processor
   seconds are what the work itself took, still somewhat more than on an idle machine. A part of a run whose processor
   seconds were not counted is taken to be as the others.
-- With hospital-level DP the noise on the sum is sqrt(d) times as long as its deviation in one parameter: ten hospitals
-  do not drown it.
+- With record-level DP noise in proportion to the clip of {clip:g} is added to *each* parameter of a step's sum of
+  gradients: its length is sqrt(d) = {root:.0f} times its deviation in one, against about {batch} images of a batch. In
+  {rounds} rounds hospitals of a few hundred to a few thousand images do not drown it either.
+- With hospital-level DP the noise on the sum is sqrt(d) times as long as its deviation in one parameter:
+  {multiplier:.2f} x {root:.0f} = {ratio:,.0f} times the most that one hospital may contribute. Ten hospitals do not
+  drown it, and the model learns nothing: the figure is as it is. It takes thousands of hospitals, or far fewer
+  parameters.
 """
 
 
@@ -86,7 +91,17 @@ def write_page(results: Results) -> str:
     )
     parts = [head, "## Accuracy\n\n" + _accuracies(results), "## What was promised\n\n" + _promises(results)]
     parts += [f"## {title}\n\n{text}" for title, text in _checks(results)]
-    return "\n".join([*parts, NOTES, results.foot()])
+    multiplier = multiplier_for(dpr.EPSILON, dpr.DELTA, dpr.PAPER_ROUNDS)
+    root = next((row["parameters"] for row in results.rows if row["arm"] in ARMS), 0) ** 0.5
+    notes = NOTES.format(
+        multiplier=multiplier,
+        root=root,
+        ratio=multiplier * root,
+        clip=dpr.CLIP,
+        batch=dpr.RECORD_BATCH,
+        rounds=dpr.RECORD_ROUNDS,
+    )
+    return "\n".join([*parts, notes, results.foot()])
 
 
 def _accuracies(results: Results) -> str:
@@ -103,12 +118,17 @@ def _accuracies(results: Results) -> str:
             f"{row['rounds']} of {rounds_of(row['arm'])}", f"{100 * row['curve'][-1]:.2f}",
             "all" if row["exact"] else "–", f"{row['smallest']} to {row['largest']}",
             f"{row['bytes_up'] / 1e6:.2f}" if row["bytes_up"] else "–", f"{sum(row['part_seconds']) / 60:.0f}",
-            f"{_processor_minutes(row):.0f}", PAPER.get(row["hospitals"]) or "–",
+            f"{_processor_minutes(row):.0f}", (row["arm"] not in units and PAPER.get(row["hospitals"])) or "–",
         )
         for row in sorted(trained, key=lambda row: (row["hospitals"], ARMS.index(row["arm"])))
     ]  # fmt: skip
     missing = [arm for arm in ARMS if not any(row["arm"] == arm for row in trained)]
     note = f"\nNot run yet: {', '.join(missing)}.\n" if missing else ""
+    if guess := next((row["commonest"] for row in trained if row["arm"] in units and "commonest" in row), None):
+        note = (
+            f"\nOf the held-out images {100 * guess:.2f} % are of the commonest kind: a model that always named it "
+            f"would be right about as many.\n{note}"
+        )
     return table(head, body) + note
 
 

@@ -152,7 +152,8 @@ def _trainings(quick: bool, sets: Sequence[str]) -> Iterator[tuple[str, str, str
             yield from ((ACCURACY, name, schedule, arm, seeds) for arm in (DENSE, SPARSE))
     for name in sets:
         if name != NETWORK:  # it is the longest, and says no more
-            yield from ((TREE, name, THREE if quick else LONG, arm, (FIRST_SEED,)) for arm in (DENSE, SPARSE))
+            schedule = THREE if quick or SETS[name].images else LONG  # of images too many rounds for five nodes at once
+            yield from ((TREE, name, schedule, arm, (FIRST_SEED,)) for arm in (DENSE, SPARSE))
     for name in (name for name in sets if name in (HEART, HEAD)):
         seeds = ABLATION_SEEDS[: 2 if quick else 3 if SETS[name].images else None]
         yield from (

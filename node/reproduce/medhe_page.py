@@ -65,6 +65,13 @@ NOTES = """\
 """
 
 
+SWINGS = """\
+A cyclic mask sends hundreds of values of one class together: that class moves by all that waited, and the others answer
+rounds later, so that the model swings until the rate has fallen, and has less left to learn with.
+
+"""
+
+
 def publish(results: Results) -> None:
     """The files, from what was measured."""
     from node.reproduce.medhe_picture import draw
@@ -125,6 +132,7 @@ def _bytes(results: Results) -> str:
                 )
             )  # fmt: skip
         text += f"## Bytes of a round: {params:,} parameters, {wire.PARTIES} parties\n\n{table(head, body)}\n"
+        text += "All are compared with the dense round of 14-bit values.\n\n" if dense else ""
         text += _beside(rows, params)
     return text
 
@@ -255,7 +263,8 @@ def _trees(results: Results) -> str:
         return ""
     return (
         f"## The same in a real federation\n\n{table(head, body)}\nIts batches are in the order of the operating "
-        "system's randomness: it is not the same run as the simulated one.\n"
+        "system's randomness, and a random mask follows from the manifest: it is not the same run as the simulated "
+        "one. After three sparse rounds much depends on which few values were sent.\n"
     )
 
 
@@ -322,6 +331,8 @@ def _ablations(results: Results) -> str:
         if body:
             head = ("arm", "integers of a party a round", "seeds", "accuracy, %", "less dense (90 %)")
             text += f"## Ablations: {name}, longer schedule\n\n{table(head, body)}\n"
+            if name == medhe.HEAD:
+                text += SWINGS
     return text
 
 

@@ -72,4 +72,4 @@ def _draw_ablations(results: Results, axes: Any) -> None:
     axes.set_yticklabels(every)
     axes.invert_yaxis()
     if ablated:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
