@@ -53,8 +53,8 @@ NOTES = """\
   learning rate and the batch were chosen after trials of two or three rounds, by accuracy on these held-out images; the
   model of the last round is the one that counts, whatever came before.
 - All hospitals run at once on two cores. The long run had them to itself; other work shared them with the runs under
-  privacy, whose minutes by the wall are of busy hours. A part of a run whose processor seconds were not counted is taken
-  to be as the others.
+  privacy, whose minutes by the wall are of busy hours. A part of a run whose processor seconds were not counted is
+  taken to be as the others.
 - With record-level DP noise in proportion to the clip of {clip:g} is added to *each* parameter of a step's sum of
   gradients: its length is sqrt(d) = {root:.0f} times its deviation in one, against about {batch} images of a batch. In
   {rounds} rounds hospitals of a few hundred to a few thousand images do not drown it either.
