@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import resource
 import signal
@@ -60,6 +61,7 @@ def _start(make: Callable[[], Task], share: list[int], hang_seconds: float) -> t
 
 
 def _work(make: Callable[[], Task], share: list[int], log: IO[bytes], hang_seconds: float) -> None:
+    gc.freeze()  # what other tests forgot, a socket's context say, would wait for its threads, which are the parent's
     faulthandler.disable()  # the parent counts the crash; a traceback of every one helps nobody
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     task = make()
