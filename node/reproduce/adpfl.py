@@ -224,9 +224,9 @@ NOTES = """\
   {multiplier:.2f} x {root:.0f} = {ratio:.0f} times. Adaptive clipping makes noise and update smaller together, and
   the ratio stays. It takes hundreds of hospitals, or far fewer parameters.
 - Which of fixed and adaptive clipping is above the other at such a ratio says nothing of either. At epsilon = 10^6 the
-  noise is {weak:.1f} times as long as what one hospital may contribute, and with record-level privacy it is added to sums
-  over images, of which there are more than hospitals: there both learn. Where two means differ by less than their seeds
-  do, neither is above the other.
+  noise is {weak:.1f} times as long as what one hospital may contribute, and with record-level privacy it is added to
+  sums over images, of which there are more than hospitals: there both learn. Where two means differ by less than their
+  seeds do, neither is above the other.
 - The percentile arm keeps what Dice it keeps because its noise promises nothing.
 - Seconds a round are from busy machines of two cores, on which all hospitals run at once.
 """
