@@ -100,14 +100,12 @@ class OwnRooms:
 
     def wipe(self, round_: int) -> None:
         """The round is over: what is left of it goes, and so do the processes that saw plaintext."""
-        self._enclave.end()
+        self.end()
         self.carried.settle(False)
-        if self._keyroom:
-            self._keyroom.close()
         self._wiping.dropped(round_, self._keeper.wipe())
 
     def end(self) -> None:
-        """Tell the last round's processes to end."""
+        """Tell the round's processes to end."""
         self._enclave.end()
         if self._keyroom:
             self._keyroom.close()

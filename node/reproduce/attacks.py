@@ -71,6 +71,8 @@ TARGETS: dict[str, Training] = {
 HEART = "4 hospitals together, 9 values of a patient (Table V)"
 ROWS = 100
 """Images of each hospital, and as many that no hospital has."""
+MODELS = 20
+"""Of the heart, each from another seed, with which a missing value is guessed."""
 
 
 def run(
@@ -239,13 +241,13 @@ def _heart_members(seed: int) -> tuple[float, float, float, float, float]:
 
 
 def missing(target: str) -> Row:
-    """A binary value of a patient that the attacker knows otherwise; over 20 models."""
+    """A binary value of a patient that the attacker knows otherwise; over ``MODELS``."""
     train, test = read_patients(FILES["4,238 rows"])
     column, values = inference.binary_features(train)[target]
     share = float(np.isclose(train.x[:, column], values[1]).mean())
     guessed = [
         [inference.missing_value(heart_model(seed), each, column, values, share) for each in (train, test)]
-        for seed in range(20)
+        for seed in range(MODELS)
     ]
     members, others = np.mean(guessed, axis=0).tolist()
-    return {"members": members, "others": others, "always_the_likelier": max(share, 1 - share), "repetitions": 20}
+    return {"members": members, "others": others, "always_the_likelier": max(share, 1 - share), "repetitions": MODELS}

@@ -10,8 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.pages import picture, table
-from node.reproduce.attacks import CANDIDATES, GRADIENTS, HEART, MEMBERS, ROWS, SCENARIOS, SHOWN, TARGETS, VALUES
+from node.reproduce.attacks import (
+    CANDIDATES,
+    GRADIENTS,
+    HEART,
+    MEMBERS,
+    MODELS,
+    ROWS,
+    SCENARIOS,
+    SHOWN,
+    TARGETS,
+    VALUES,
+)
 from node.reproduce.gradient_inversion import ATTACKS
+from node.reproduce.inference import DELTA
 from node.reproduce.output import Results
 
 INTRODUCTION = """\
@@ -46,11 +58,11 @@ Was this patient in the training? The attacker has the final model, and names th
 the loss (Yeom et al. 2018). Members are {rows} small images of digits at each hospital (scikit-learn's), in the last
 line the patients of Table V; others are as many that no hospital had. By guessing the *area under the curve* is 0.5,
 and *found at 1 % false* (the share of members that are named when one in a hundred others is named as well) 1 %.
-*Epsilon* is at delta = 1e-3, of an image.
+*Epsilon* is at delta = {delta:g}, of an image.
 """
 MISSING = """\
 The attacker has the model of Table V and knows all of a patient, the outcome too, but one value, which is yes or no;
-it takes the one under which the outcome is likelier (Fredrikson et al. 2015). Means over 20 models.
+it takes the one under which the outcome is likelier (Fredrikson et al. 2015). Means over {models} models.
 """
 NOTES = """\
 ## What this says
@@ -90,8 +102,8 @@ def publish(results: Results) -> None:
 def write_page(results: Results) -> str:
     """The page in Markdown."""
     parts = [INTRODUCTION, "## Gradient inversion\n\n" + _gradients(results)]
-    parts.append(f"## Membership\n\n{MEMBERSHIP.format(rows=ROWS)}\n" + _membership(results))
-    parts.append(f"## A missing value\n\n{MISSING}\n" + _missing(results))
+    parts.append(f"## Membership\n\n{MEMBERSHIP.format(rows=ROWS, delta=DELTA)}\n" + _membership(results))
+    parts.append(f"## A missing value\n\n{MISSING.format(models=MODELS)}\n" + _missing(results))
     return "\n".join([*parts, NOTES, results.foot()])
 
 

@@ -117,7 +117,7 @@ def _accuracies(results: Results) -> str:
             f"{row['epsilon']:.2f}, {units[row['arm']]}" if row["epsilon"] else "–",
             f"{row['rounds']} of {rounds_of(row['arm'])}", f"{100 * row['curve'][-1]:.2f}",
             "all" if row["exact"] else "–", f"{row['smallest']} to {row['largest']}",
-            f"{row['bytes_up'] / 1e6:.2f}" if row["bytes_up"] else "–", f"{sum(row['part_seconds']) / 60:.0f}",
+            f"{row['bytes_up'] / 1e6:.2f}" if row["bytes_up"] else "–", f"{_wall_minutes(row):.0f}",
             f"{_processor_minutes(row):.0f}", (row["arm"] not in units and PAPER.get(row["hospitals"])) or "–",
         )
         for row in sorted(trained, key=lambda row: (row["hospitals"], ARMS.index(row["arm"])))
@@ -132,6 +132,11 @@ def _accuracies(results: Results) -> str:
     return table(head, body) + note
 
 
+def _wall_minutes(row: Row) -> float:
+    """Of all rounds, ceremony and start included."""
+    return float(sum(row["part_seconds"]) / 60)
+
+
 def _processor_minutes(row: Row) -> float:
     """Of all rounds, ceremony and start included; parts that were not counted are taken to be as the others."""
     parts = zip(row["processor_seconds"], row["part_rounds"], strict=True)
@@ -144,7 +149,7 @@ def _promises(results: Results) -> str:
     lines: list[tuple[object, ...]] = []
     if row := results.find(arm=ENCRYPTED, hospitals=JUDGED):
         rounds = rounds_of(ENCRYPTED)
-        ended, minutes = row["rounds"] == rounds, sum(row["part_seconds"]) / 60
+        ended, minutes = row["rounds"] == rounds, _wall_minutes(row)
         what = f"{JUDGED} hospitals, encrypted: accuracy after {row['rounds']} of {rounds} rounds"
         reached = row["curve"][-1] >= LEAST_ACCURACY
         lines.append((what, f"{row['curve'][-1]:.4f}", f"at least {LEAST_ACCURACY}", _kept(reached, ended)))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Values = NDArray[np.float64]
 FALSE_POSITIVES = 0.01
+DELTA = 1e-3
 
 
 def membership(members: Values, others: Values) -> tuple[float, float]:
@@ -90,7 +91,7 @@ def make_model(features: int, classes: int) -> torch.nn.Module:
 
 
 def train_together(parts: list[Rows], classes: int, training: Training, seed: int) -> tuple[torch.nn.Module, float]:
-    """The mean of the hospitals' models, round after round: what the tree computes. Gives epsilon at delta 1e-3 too."""
+    """The mean of the hospitals' models, round after round: what the tree computes. Gives epsilon at ``DELTA`` too."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -107,7 +108,7 @@ def train_together(parts: list[Rows], classes: int, training: Training, seed: in
             ends.append({name: value.clone() for name, value in model.state_dict().items()})
         mean = {name: torch.stack([end[name] for end in ends]).mean(dim=0) for name in start}
         model.load_state_dict(mean)
-    return model, accountants[0].epsilon(1e-3) if training.noise else float("inf")
+    return model, accountants[0].epsilon(DELTA) if training.noise else float("inf")
 
 
 def losses(model: torch.nn.Module, rows: Rows) -> Values:

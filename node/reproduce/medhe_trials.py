@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,6 +10,7 @@ from node.pages import table
 from node.reproduce import medhe
 from node.reproduce.medhe import DENSE, HEAD, LAST_TENTH, SPARSE, TRIAL, TRIALS, TWICE
 from node.reproduce.output import Results, Row, spread
+from node.study import parse_study
 
 ARMS = (DENSE, SPARSE)
 
@@ -36,7 +36,7 @@ def trials_page(results: Results) -> str:
         )  # fmt: skip
     enough = [trial for trial in found if _is_enough(found, trial)]
     verdict = f"By this, long enough: {'; '.join(enough)}." if enough else "**None was long enough by this.**"
-    options = medhe.SETS[HEAD].long
+    study = parse_study(medhe.study_text(medhe.ACCURACY, HEAD, medhe.LONG, SPARSE, medhe.FIRST_SEED), HEAD)
     return (
         f"## How long is long enough: {HEAD}\n\n"
         "The loss of a top layer is convex: where what is left out waits, and rounds are enough, dense and sparse come "
@@ -44,21 +44,14 @@ def trials_page(results: Results) -> str:
         f"({medhe.IMAGES:,} of them) than those of the accuracies below. A schedule counts as long enough where the "
         f"last tenth of its rounds brings neither way more than {LAST_TENTH:g} points, and twice the rounds no more "
         f"than {TWICE:g}, half of the margin: in the mean of the seeds.\n\n"
-        f"{table(head, body)}\n{verdict} The accuracies below are of {_study_rounds()} rounds at the rate "
-        f"{options['learning_rate']:g}.\n"
+        f"{table(head, body)}\n{verdict} The accuracies below are of {study.rounds} rounds at the rate "
+        f"{study.task.options['learning_rate']:g}.\n"
     )
 
 
 def last_tenth(row: Row) -> float:
     """Points that the last tenth of the rounds brought, in the mean."""
     return float(np.mean([curve[-1] - curve[-2] for curve in row["curves"]]))
-
-
-def _study_rounds() -> str:
-    text = medhe.study_text(medhe.ACCURACY, HEAD, medhe.LONG, SPARSE, medhe.FIRST_SEED)
-    found = re.search(r"(?m)^rounds = (\d+)", text)
-    assert found
-    return found[1]
 
 
 def _rows(results: Results, trial: str) -> dict[str, Row]:

@@ -175,8 +175,8 @@ NOTES = """\
   is opened: it pays for many patients at once.
 - Other work on the machine hardly changes processor time; still, its last digits differ from run to run.
 - Reading files, the confined process, the passphrase's key derivation and signatures come on top: about a second a
-  batch, most of it argon2id and importing pandas; for an encrypted head, as large as it is, some five seconds, and
-  where it is encrypted some 2 GB of memory.
+  batch, most of it argon2id and importing pandas; for an encrypted head, a ciphertext for each parameter, several times
+  that, and where it is encrypted several times its size in memory.
 """
 
 
